@@ -1,0 +1,3 @@
+"""The study's steps and their commands."""
+
+__version__ = "0.1.0"
