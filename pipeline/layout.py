@@ -1,0 +1,104 @@
+"""Every path of a run; nothing else joins paths.
+
+The folders are numbered in the order of the flow: a stage reads folders with lower numbers than its
+own and writes only its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+POOL = "pool"
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one run."""
+
+    run: Path
+
+    @property
+    def experiment(self) -> Path:
+        """The resolved experiment of the latest submission."""
+        return self.run / "experiment.yaml"
+
+    @property
+    def log(self) -> Path:
+        """What submissions printed, as plain lines."""
+        return self.run / "logs" / "submit.log"
+
+    def embeddings(self, image_set: str, index: int) -> Path:
+        """Embeddings file `index` of the pool, the reference or a test set."""
+        return self.run / "1_embeddings" / image_set / f"{index:05d}.h5"
+
+    def reference(self, test: str) -> Path:
+        """Thresholds of a test set's images, and their neighbours in the reference."""
+        return self.run / "3_reference" / f"{test}.h5"
+
+    def similarity(self, index: int) -> Path:
+        """The pool's embeddings file `index` against all test sets."""
+        return self.run / "4_similarity" / f"{index:05d}.h5"
+
+    def mask(self, split: str) -> Path:
+        """Which pool rows a split keeps."""
+        return self.run / "5_masks" / f"{split}.h5"
+
+    def subset(self, split: str) -> Path:
+        """Folder of a split's tars."""
+        return self.run / "6_subsets" / split
+
+    def training(self, split: str, seed: int) -> Path:
+        """Folder of one training."""
+        return self.run / "7_training" / split / f"seed-{seed}"
+
+    def checkpoint(self, split: str, seed: int) -> Path:
+        """The trained model."""
+        return self.training(split, seed) / "checkpoint.pt"
+
+    def evaluation(self, split: str, seed: int, test: str) -> Path:
+        """Predictions of one trained model on one test set."""
+        return self.run / "8_evaluation" / split / f"seed-{seed}" / f"{test}.h5"
+
+    @property
+    def report(self) -> Path:
+        """The page that the study ends in."""
+        return self.run / "9_report" / "index.html"
+
+
+def shipped(folder: str, name: str) -> Path:
+    """A file that comes with simgap, in a checkout as well as installed.
+
+    Args:
+        folder: `experiments` or `slurm_templates`.
+        name: the file, with or without `.yaml`.
+
+    Returns:
+        Its path; it may not exist.
+    """
+    package = Path(__file__).parent
+    name = name if name.endswith(".yaml") else f"{name}.yaml"
+    installed = package / folder / name
+    return installed if installed.exists() else package.parent / folder / name
+
+
+def find(folder: str, given: str) -> Path:
+    """The file that a user means: a path, or the name of a shipped one.
+
+    Args:
+        folder: `experiments` or `slurm_templates`.
+        given: what was typed.
+
+    Raises:
+        FileNotFoundError: neither exists; the message lists the shipped names.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path.resolve()
+    # `experiments/mini.yaml` works from any folder: it is the name of a shipped file as well.
+    candidate = shipped(folder, path.name)
+    if candidate.is_file() and path.parent in (Path(), Path(folder)):
+        return candidate
+    names = ", ".join(sorted(item.stem for item in shipped(folder, "x").parent.glob("*.yaml")))
+    raise FileNotFoundError(f"{given}: no such file, and no shipped {folder}: {names}")
