@@ -1,7 +1,8 @@
 """Experiment YAML -> frozen models, checked at load.
 
 Everything that can be known before a job runs is an error here: an unknown key, a wrong type, a
-path that does not exist, a split that names an unknown test set. All errors are listed at once, each with its line, its YAML path and the nearest valid name. Relative paths are relative to the
+path that does not exist, a split that names an unknown test set. All errors are listed at once,
+each with its line, its YAML path and the nearest valid name. Relative paths are relative to the
 folder in which the command runs.
 """
 
@@ -439,7 +440,7 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
         expand_shards(experiment.pool.shards)
     except (FileNotFoundError, ValueError) as error:
         yield ("pool", "shards"), str(error)
-    sets = {("reference",): experiment.reference}
+    sets: dict[YamlPath, ImageSet] = {("reference",): experiment.reference}
     sets |= {("tests", name): test for name, test in experiment.tests.items()}
     for where, images in sets.items():
         if not images.images.is_dir():
