@@ -7,9 +7,11 @@ may stay behind has a random name, so it never blocks a rerun.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder to fill; on a clean exit it takes the place of `path`.
+
+    Temporary folders that a killed process left behind for the same `path` are removed first, so
+    the caller must be the only one at work on it. A kill between the two renames that replace an
+    older folder leaves none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp") for _ in range(2))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -215,6 +215,26 @@ def fingerprint(hashes: Mapping[str, str]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(dict(hashes), sort_keys=True).encode())
 
 
+def hash_file(path: Path) -> str:
+    """xxh3 of a file's bytes; "missing" if it is not there."""
+    digest = xxhash.xxh3_64()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except FileNotFoundError:
+        return "missing"
+    return digest.hexdigest()
+
+
+def keep_of(mask: Artifact, index: int) -> Array:
+    """Which rows of embeddings file `index` a mask keeps, (n,) bool."""
+    rows = mask["rows"]
+    starts = np.concatenate([[0], np.cumsum((rows + 7) // 8)])
+    packed = np.asarray(mask["keep"][starts[index] : starts[index + 1]])
+    return np.unpackbits(packed, count=int(rows[index])).astype(bool)
+
+
 def hash_array(array: Array) -> str:
     """xxh3 of an array's bytes, row after row."""
     return _hash(np.ascontiguousarray(array))

@@ -1,0 +1,315 @@
+"""open_clip models: by name, or by the path of a JSON file that describes one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # login nodes check names and must not wait for torch
+    import numpy as np
+    import torch
+
+PRECISIONS = ("fp32", "amp", "amp_bf16", "amp_bfloat16", "fp16", "bf16", "pure_fp16", "pure_bf16")
+_CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
+
+
+@cache
+def _known_models() -> tuple[str, ...]:
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("open_clip is not installed: pip install open_clip_torch")
+    configs = (Path(spec.origin).parent / "model_configs").glob("*.json")
+    return tuple(sorted(path.stem for path in configs))
+
+
+def known_models() -> list[str]:
+    """List the names of open_clip's own models, without importing torch."""
+    return list(_known_models())
+
+
+def check_model(model: str) -> None:
+    """Check a model's name or the path of its JSON file, without importing torch.
+
+    Raises:
+        ValueError: if open_clip has no such model, with the nearest name, or if the file is not
+            a model description.
+        FileNotFoundError: if there is no such file.
+    """
+    if model.endswith(".json"):
+        _read_config(Path(model))
+    elif model not in _known_models():
+        raise ValueError(
+            f"open_clip has no model {model!r}{_nearest(model, _known_models())} "
+            "(or give the path of a .json model configuration)"
+        )
+
+
+def register_model(model: str) -> str:
+    """Make a model known to open_clip.
+
+    Returns:
+        Its name there: `model`, or for a path the file's name without ".json".
+
+    Raises:
+        ValueError: as `check_model`, or if another model has that name.
+    """
+    check_model(model)
+    if not model.endswith(".json"):
+        return model
+    import open_clip
+
+    path = Path(model)
+    known = open_clip.get_model_config(path.stem)
+    if known is None:
+        open_clip.add_model_config(path.resolve())
+    elif known != _read_config(path):
+        raise ValueError(
+            f"{path}: open_clip already knows another model by the name {path.stem!r}; "
+            "rename the file"
+        )
+    return path.stem
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model configuration")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected an open_clip model configuration, a JSON object")
+    missing = [key for key in _CONFIG_KEYS if key not in config]
+    if missing:
+        raise ValueError(f"{path}: not an open_clip model configuration: {missing[0]!r} is missing")
+    return config
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def resolve_device(requested: str) -> str:
+    """Choose a device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        RuntimeError: if a GPU is asked for and absent; never a slow run on the CPU instead.
+        ValueError: if the request is none of the above.
+    """
+    kind, _, index = requested.partition(":")
+    if requested == "cpu":
+        return "cpu"
+    if requested != "auto" and (kind != "cuda" or not (requested == kind or index.isdecimal())):
+        raise ValueError(f"unknown device {requested!r}, expected auto, cpu, cuda or cuda:N")
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if requested == "auto":
+        return "cuda" if count else "cpu"
+    if int(index or 0) >= count:
+        raise RuntimeError(f"device {requested!r} asked for, but this machine has {count} GPUs")
+    return requested
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model that is ready to embed.
+
+    Attributes:
+        model: the open_clip model, in evaluation mode, on `device`.
+        preprocess: PIL image -> (3, H, W) float32, with conversion to RGB.
+        tokenizer: texts -> (n, context) int64.
+        device: "cpu", "cuda" or "cuda:N".
+        precision: open_clip's name. "fp32" computes in float32; "amp..." keeps float32 weights
+            under autocast; "fp16" and "bf16" have weights of that type but layer norms in
+            float32; "pure_..." everything.
+        dimensions: D, the length of an embedding.
+        preprocessing: a description of `preprocess` that is the same in every process.
+    """
+
+    model: torch.nn.Module
+    preprocess: Callable[[Any], torch.Tensor]
+    tokenizer: Callable[[list[str]], torch.Tensor]
+    device: str
+    precision: str
+    dimensions: int
+    preprocessing: str
+
+
+def load_embedder(model: str, pretrained: str, *, precision: str, device: str) -> Embedder:
+    """Load a model with its weights; the one loaded last is kept, for the next task of a job.
+
+    Args:
+        model: open_clip's name, or the path of a JSON configuration.
+        pretrained: one of open_clip's tags for that model, or the path of a checkpoint
+            (of open_clip_train with its optimizer, or of weights alone).
+        precision: one of PRECISIONS.
+        device: as for `resolve_device`.
+
+    Raises:
+        ValueError: for an unknown model, tag or precision, or a checkpoint of another model.
+        FileNotFoundError: if there is no such checkpoint.
+        RuntimeError: if the device is absent, or the weights of a tag can't be downloaded.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"unknown precision {precision!r}{_nearest(precision, PRECISIONS)}, "
+            f"expected one of {', '.join(PRECISIONS)}"
+        )
+    name = register_model(model)
+    checkpoint = _checkpoint(name, pretrained)
+    version = None if checkpoint is None else _version(checkpoint)
+    return _load(name, pretrained, version, precision, resolve_device(device))
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Size and modification time: a checkpoint written anew is loaded anew."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _checkpoint(name: str, pretrained: str) -> Path | None:
+    """Return the path of a checkpoint, or None if `pretrained` is a tag of the model."""
+    import open_clip
+
+    if open_clip.is_pretrained_cfg(name, pretrained):
+        return None
+    path = Path(pretrained)
+    if pretrained and path.is_file():
+        return path
+    if "/" in pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".npz"):
+        raise FileNotFoundError(f"{pretrained}: no such checkpoint for the model {name!r}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    expected = f"a tag ({', '.join(tags)}) or a checkpoint" if tags else "a checkpoint's path"
+    raise ValueError(
+        f"no weights {pretrained!r} for the model {name!r}{_nearest(pretrained, tags)}; "
+        f"expected {expected}"
+    )
+
+
+@lru_cache(maxsize=1)
+def _load(
+    name: str, pretrained: str, version: tuple[int, int] | None, precision: str, device: str
+) -> Embedder:
+    import open_clip
+
+    try:
+        model, preprocess = open_clip.create_model_from_pretrained(
+            name, pretrained, precision=precision, device=device
+        )
+    except Exception as error:  # open_clip fails in many ways on weights of another model
+        if version is not None:
+            _explain(name, pretrained, error)
+        raise
+    model.eval()
+    described = json.dumps(open_clip.get_model_preprocess_cfg(model), sort_keys=True, default=str)
+    return Embedder(
+        model,
+        preprocess,
+        open_clip.get_tokenizer(name),
+        device,
+        precision,
+        int(open_clip.get_model_config(name)["embed_dim"]),
+        described,
+    )
+
+
+def _explain(name: str, checkpoint: str, error: Exception) -> None:
+    """Raise a ValueError if a checkpoint can't be read or is another model's; else return."""
+    import open_clip
+    from open_clip.factory import load_state_dict
+
+    try:
+        weights = load_state_dict(checkpoint)
+        found = {key: tuple(value.shape) for key, value in weights.items()}
+    except Exception as unreadable:
+        raise ValueError(f"{checkpoint}: not a readable checkpoint: {unreadable}") from unreadable
+    model = open_clip.create_model(name, load_weights=False)
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    different = [key for key in wanted | found if wanted.get(key) != found.get(key)]
+    if not different:
+        return
+    key = different[0]
+    raise ValueError(
+        f"{checkpoint}: not a checkpoint of the model {name!r}: {len(different)} of "
+        f"{len(wanted | found)} weights differ; the first, {key!r}, has shape "
+        f"{found.get(key, 'none')} in the checkpoint, {wanted.get(key, 'none')} in the model"
+    ) from error
+
+
+def _autocast(embedder: Embedder) -> AbstractContextManager[Any]:
+    """Mixed precision for "amp..." and nothing else, as in open_clip_train's evaluation."""
+    import torch
+    from open_clip_train.precision import get_autocast
+
+    autocast = get_autocast(embedder.precision, device_type=torch.device(embedder.device).type)
+    context: AbstractContextManager[Any] = autocast()
+    return context
+
+
+def encode_images(embedder: Embedder, images: torch.Tensor) -> np.ndarray:
+    """Embed preprocessed images.
+
+    Args:
+        embedder: the model.
+        images: (b, 3, H, W) float32.
+
+    Returns:
+        (b, D) float16: rows of length one in float64, rounded to float16.
+
+    Raises:
+        ValueError: if the model gives a row that is not finite, or zero.
+    """
+    import numpy as np
+    import open_clip
+    import torch
+
+    if not len(images):
+        return np.empty((0, embedder.dimensions), dtype=np.float16)
+    dtype = open_clip.get_input_dtype(embedder.precision)
+    with torch.inference_mode(), _autocast(embedder):
+        batch = images.to(device=embedder.device, dtype=dtype, non_blocking=True)
+        features = embedder.model.encode_image(batch).double()  # type: ignore[operator]
+    rows = (features / features.norm(dim=1, keepdim=True)).half().cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} embeddings are not finite or zero, the first in row "
+            f"{bad[0]} of the batch (precision {embedder.precision!r})"
+        )
+    return rows
+
+
+def zero_shot_classifier(
+    embedder: Embedder,
+    class_names: Sequence[str],
+    templates: Sequence[str | Callable[[str], str]],
+) -> torch.Tensor:
+    """Average the text embeddings of a class over caption templates.
+
+    Args:
+        embedder: the model.
+        class_names: C names.
+        templates: captions, with `{}` for the name, or functions of it.
+
+    Returns:
+        (D, C) float32 on the embedder's device, columns of length one.
+    """
+    import open_clip
+
+    with _autocast(embedder):
+        classifier: torch.Tensor = open_clip.build_zero_shot_classifier(
+            embedder.model, embedder.tokenizer, class_names, templates, device=embedder.device
+        )
+    return classifier.float()

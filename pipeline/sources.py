@@ -1,0 +1,64 @@
+"""What a study is made from, and how to tell that it has changed: cheap, no data read.
+
+Identities go into digests. They hold names, sizes and times, never folders: data may move.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.classes import ClassList, classes_of, read_class_list
+from pipeline.data.folders import identity
+from pipeline.data.tars import expand_shards
+from pipeline.experiment import ImageSet, Pool, looks_like_file
+
+
+def file_identity(path: Path) -> list[Any]:
+    """Name, size in bytes and modification time in nanoseconds."""
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
+
+
+def model_identity(model: str) -> Any:
+    """An open_clip name, or the content of a model config."""
+    return json.loads(Path(model).read_text(encoding="utf-8")) if looks_like_file(model) else model
+
+
+def weights_identity(pretrained: str) -> Any:
+    """A pretrained tag, or the identity of a checkpoint."""
+    return file_identity(Path(pretrained)) if looks_like_file(pretrained) else pretrained
+
+
+def pool_groups(pool: Pool) -> list[list[Path]]:
+    """The pool's shards as they share embeddings files."""
+    shards = expand_shards(pool.shards)
+    step = pool.shards_per_file
+    return [shards[start : start + step] for start in range(0, len(shards), step)]
+
+
+def classes_in(images: ImageSet) -> ClassList:
+    """The class list of an image set."""
+    return classes_of(images.images) if images.classes is None else read_class_list(images.classes)
+
+
+def label_ranges(classes: ClassList, files: int) -> list[range]:
+    """Spread the labels of a set over at most `files` embeddings files."""
+    files = min(files, len(classes))
+    bounds = [len(classes) * index // files for index in range(files + 1)]
+    return [range(bounds[index], bounds[index + 1]) for index in range(files)]
+
+
+def folder_identity(images: ImageSet, labels: range) -> dict[str, Any]:
+    """The identity of some classes of an image set: folder names and times, class names."""
+    classes = classes_in(images)
+    chosen = ClassList(
+        tuple(classes.ids[label] for label in labels),
+        tuple(classes.names[label] for label in labels),
+    )
+    return {
+        "classes": [list(chosen.ids), list(chosen.names)],
+        "first_label": labels.start,
+        "folders": [list(item) for item in identity(images.images, chosen)],
+    }

@@ -1,0 +1,42 @@
+"""The steps of a study, one file each, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hpc.stage import Stage
+from pipeline.experiment import Experiment, from_values
+from pipeline.layout import Layout
+
+NAMES = ("embed", "reference", "scan", "mask", "subset", "train", "evaluate", "report")
+
+
+def build_stages(study: Mapping[str, Any]) -> list[Stage]:
+    """Make the stages of a resolved experiment, as a plan carries it."""
+    return stages_of(from_values(study))
+
+
+def stages_of(experiment: Experiment) -> list[Stage]:
+    """Make the stages of an experiment, in the order in which they run."""
+    from pipeline.stages.embed import Embed
+    from pipeline.stages.evaluate import Evaluate
+    from pipeline.stages.mask import Mask
+    from pipeline.stages.reference import Reference
+    from pipeline.stages.report import Report
+    from pipeline.stages.scan import Scan
+    from pipeline.stages.subset import Subset
+    from pipeline.stages.train import Train
+
+    run = Layout(experiment.run)
+    trained = experiment.trained_splits
+    return [
+        Embed(run, experiment.pool, experiment.reference, experiment.tests, experiment.embedder),
+        Reference(run, experiment.reference, experiment.tests, experiment.similarity),
+        Scan(run, experiment.pool, list(experiment.tests), experiment.similarity),
+        Mask(run, experiment.pool, experiment.splits),
+        Subset(run, experiment.pool, trained, experiment.training.samples_per_shard),
+        Train(run, trained, experiment.training),
+        Evaluate(run, experiment.tests, trained, experiment.training, experiment.evaluation),
+        Report(run, experiment),
+    ]

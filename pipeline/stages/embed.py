@@ -1,0 +1,249 @@
+"""Images -> unit float16 embeddings: the pool's shards, the reference and the test sets."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc.stage import Context, Recipe, Task
+from pipeline import artifacts
+from pipeline.experiment import Embedder, ImageSet, Pool, ReferenceSet, TestSet
+from pipeline.layout import POOL, REFERENCE, Layout
+from pipeline.sources import (
+    classes_in,
+    file_identity,
+    folder_identity,
+    label_ranges,
+    model_identity,
+    pool_groups,
+    weights_identity,
+)
+
+if TYPE_CHECKING:
+    from pipeline.data.loader import Source
+
+
+@dataclass
+class _Images:
+    """The images of one embeddings file, in order, and what can't be used of them."""
+
+    keys: list[str] = field(default_factory=list)
+    """As they are stored."""
+    sources: list[Source] = field(default_factory=list)
+    shards: list[int] = field(default_factory=list)
+    labels: list[int] | None = None
+    origins: list[dict[str, Any]] = field(default_factory=list)
+    """The tars, or the folder, that they come from."""
+    classes: dict[str, list[str]] | None = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """Key and reason."""
+    faults: list[str] = field(default_factory=list)
+    read: int = 0
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Stage 1: one task for each embeddings file."""
+
+    run_layout: Layout
+    pool: Pool
+    reference: ReferenceSet
+    tests: Mapping[str, TestSet]
+    embedder: Embedder
+    name: str = "embed"
+    version: int = 1
+
+    def tasks(self) -> list[Task]:
+        """The pool's files, then the reference's, then one for each test set."""
+        model = {
+            "model": model_identity(self.embedder.model),
+            "pretrained": weights_identity(self.embedder.pretrained),
+            "precision": self.embedder.precision,
+            # Batches of another size may round differently in the last bit.
+            "batch_size": self.embedder.batch_size,
+        }
+        tasks = [
+            self._task(POOL, index, {**model, "shards": [file_identity(path) for path in group]})
+            for index, group in enumerate(pool_groups(self.pool))
+        ]
+        for name, images, files in self._image_sets():
+            tasks += [
+                self._task(name, index, {**model, **folder_identity(images, labels)})
+                for index, labels in enumerate(label_ranges(classes_in(images), files))
+            ]
+        return tasks
+
+    def _image_sets(self) -> list[tuple[str, ImageSet, int]]:
+        tests = [(name, test, 1) for name, test in self.tests.items()]
+        return [(REFERENCE, self.reference, self.reference.files), *tests]
+
+    def _task(self, image_set: str, index: int, settings: Mapping[str, Any]) -> Task:
+        return Task(
+            name=f"{image_set}/{index:05d}",
+            recipe=Recipe(settings=settings),
+            outputs=(self.run_layout.embeddings(image_set, index),),
+        )
+
+    def check(self, task: Task, digest: str) -> dict[str, str]:
+        """Verify the file's hashes."""
+        hashes = artifacts.verify(task.outputs[0], artifacts.EMBEDDINGS, digest)
+        return {"": artifacts.fingerprint(hashes)}
+
+    def run(self, task: Task, context: Context) -> dict[str, Any]:
+        """Embed the images of one file.
+
+        Raises:
+            ValueError: counts don't add up, the source has changed since submission, or more
+                than `max_bad_fraction` of the images can't be used.
+        """
+        import numpy as np
+
+        from pipeline.models import load_embedder
+
+        started = time.time()
+        embedder = load_embedder(
+            self.embedder.model,
+            self.embedder.pretrained,
+            precision=self.embedder.precision,
+            device=_device(self.embedder.device, context.resources.gpus),
+        )
+        images, max_bad = self._images(task)
+        loaded = time.time()
+        rows, used = self._embed(images, embedder, context)
+        skipped = Counter(reason for _, reason in images.skipped)
+        _check_counts(task.name, images, len(used), skipped, max_bad)
+        arrays = {
+            "embedding": rows,
+            "key": artifacts.encode_text([images.keys[position] for position in used]),
+            "shard": np.array([images.shards[position] for position in used], dtype=np.int32),
+            "skipped_key": artifacts.encode_text([key for key, _ in images.skipped]),
+            "skipped_reason": artifacts.encode_text([reason for _, reason in images.skipped]),
+        }
+        if images.labels is not None:
+            labels = [images.labels[position] for position in used]
+            arrays["label"] = np.array(labels, dtype=np.int32)
+        attributes = {
+            "model": Path(self.embedder.model).stem,
+            "pretrained": self.embedder.pretrained,
+            "precision": f"{embedder.precision} on {embedder.device}",
+            "preprocessing": embedder.preprocessing,
+            "sources": images.origins,
+            "classes": images.classes,
+            "read": images.read,
+            "faults": images.faults,
+        }
+        artifacts.write(task.outputs[0], artifacts.EMBEDDINGS, context.digest, arrays, attributes)
+        rate = round(len(used) / max(time.time() - loaded, 1e-9), 1)
+        return {
+            "read": images.read,
+            "used": len(used),
+            "skipped": dict(skipped),
+            "faults": images.faults,
+            "images_per_second": rate,
+            "loading_seconds": round(loaded - started, 1),
+        }
+
+    def _embed(self, images: _Images, embedder: Any, context: Context) -> tuple[Any, list[int]]:
+        """Embed what decodes; returns (n, d) float16 and the positions of the rows."""
+        import numpy as np
+
+        from pipeline.data.loader import load_images
+        from pipeline.models import encode_images
+
+        rows, used = [np.empty((0, embedder.dimensions), dtype=np.float16)], []
+        batches = load_images(
+            images.sources,
+            embedder.preprocess,
+            batch_size=self.embedder.batch_size,
+            workers=self.embedder.workers,
+            pin_memory=embedder.device != "cpu",
+        )
+        for batch in batches:
+            rows.append(encode_images(embedder, batch.images))
+            used += batch.positions
+            images.skipped += [(self._where(images, at), why) for at, why in batch.failed]
+            context.progress(len(used), len(images.sources), "images")
+        return np.concatenate(rows), used
+
+    def _where(self, images: _Images, position: int) -> str:
+        key = images.keys[position]
+        if images.labels is not None:
+            return key
+        return f"{Path(images.origins[images.shards[position]]['path']).name}:{key}"
+
+    def _images(self, task: Task) -> tuple[_Images, float]:
+        """The images of a task's file, and the share of them that may be unusable."""
+        name, _, number = task.name.partition("/")
+        if name == POOL:
+            group = pool_groups(self.pool)[int(number)]
+            self._same(task, "shards", [file_identity(path) for path in group])
+            return _pool_images(group), self.pool.max_bad_fraction
+        images, files = next((one, count) for key, one, count in self._image_sets() if key == name)
+        labels = label_ranges(classes_in(images), files)[int(number)]
+        self._same(task, "folders", folder_identity(images, labels)["folders"])
+        return _set_images(images, labels), images.max_bad_fraction
+
+    @staticmethod
+    def _same(task: Task, what: str, now: Sequence[Any]) -> None:
+        then = task.recipe.settings[what]
+        if list(then) != list(now):
+            raise ValueError(f"{task.name}: {what} have changed since submission; submit again")
+
+
+def _device(requested: str, gpus: int) -> str:
+    """A job that was given a GPU uses one; if none works, that is an error, not a slow run."""
+    from pipeline.models import resolve_device
+
+    return resolve_device("cuda" if requested == "auto" and gpus else requested)
+
+
+def _pool_images(group: Sequence[Path]) -> _Images:
+    from pipeline.data.loader import Source
+    from pipeline.data.tars import index_shard
+
+    images = _Images()
+    for shard, path in enumerate(group):
+        index = index_shard(path)
+        images.origins.append({"path": str(path), "identity": file_identity(path)})
+        images.faults += [f"{path.name}: {fault}" for fault in index.faults]
+        images.skipped += [(f"{path.name}:{item.key}", item.reason) for item in index.skipped]
+        images.read += index.read
+        images.keys += [sample.key for sample in index.samples]
+        images.sources += [Source(path, sample.image) for sample in index.samples]
+        images.shards += [shard] * len(index.samples)
+    return images
+
+
+def _set_images(images: ImageSet, labels: range) -> _Images:
+    from pipeline.data.folders import list_images
+    from pipeline.data.loader import Source
+
+    classes = classes_in(images)
+    found = list_images(images.images, classes, labels)
+    return _Images(
+        keys=[image.key for image in found],
+        sources=[Source(image.path, None) for image in found],
+        shards=[0] * len(found),
+        labels=[image.label for image in found],
+        origins=[{"path": str(images.images)}],
+        classes={"ids": list(classes.ids), "names": list(classes.names)},
+        read=len(found),
+    )
+
+
+def _check_counts(
+    name: str, images: _Images, used: int, skipped: Counter[str], max_bad_fraction: float
+) -> None:
+    bad = sum(skipped.values())
+    if images.read != used + bad:
+        raise ValueError(f"{name}: read {images.read}, but {used} used and {bad} skipped")
+    if bad > max_bad_fraction * images.read:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        raise ValueError(
+            f"{name}: {bad} of {images.read} images can't be used ({reasons}; the first is "
+            f"{images.skipped[0][0]}), more than max_bad_fraction = {max_bad_fraction} allows"
+        )

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from hpc.ledger import Ledger
+from hpc.status import StageStatus, clock, survey
+from tests.hpc.conftest import Study
+
+
+def _attempt(done: int, total: int, started: float) -> dict[str, object]:
+    return {"started": started, "progress": {"done": done, "total": total, "unit": "images"}}
+
+
+def test_rate_and_time_left_of_running_tasks() -> None:
+    running = [_attempt(50, 100, 0.0), _attempt(25, 100, 5.0)]
+    status = StageStatus("embed", total=4, done=0, running=running)
+    assert status.fraction == pytest.approx(0.75 / 4)
+    assert status.rate(now=10.0) == "10 images/s"
+    # Each task takes 20 s; 3.25 tasks are left for 2 jobs.
+    assert status.seconds_left(now=10.0) == pytest.approx(20 * 3.25 / 2)
+
+
+def test_time_left_is_unknown_before_anything_moves() -> None:
+    status = StageStatus("embed", total=2, running=[_attempt(0, 0, 0.0)])
+    assert status.seconds_left(now=5.0) is None
+    assert clock(None) == "?"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (61.4, "1:01"), (3600, "1:00:00"), (90061, "25:01:01")]
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_survey_counts_every_task_once(study: Study) -> None:
+    study.submit()
+    study.texts.update(b="fail", d="gh")
+    study.words["all"].append("write/letters/d")
+    study.submit()
+    ledger = Ledger(study.run)
+    write, join = survey(study.assess(), ledger, ["write", "join"])
+    assert (write.total, write.done, list(write.failed)) == (4, 3, ["letters/b"])
+    assert (join.total, join.done, join.stale, join.missing) == (2, 0, 2, 0)
+    with ledger.lock("join", "all") as ours:
+        assert ours
+        digest = study.assess()["join/all"].digest
+        progress = {"done": 1, "total": 2, "unit": "letters"}
+        ledger.write_attempt(
+            "join",
+            "all",
+            {"state": "running", "digest": digest, "started": 0.0, "progress": progress},
+        )
+        _, join = survey(study.assess(), ledger, ["write", "join"])
+        assert (len(join.running), join.stale) == (1, 1)
+    _, join = survey(study.assess(), ledger, ["write", "join"])
+    assert (len(join.running), join.stale) == (0, 2)  # its process is gone

@@ -1,0 +1,107 @@
+"""A study about letters: `write` puts each text into a file, `join` strings some together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc.files import write_text
+from hpc.stage import Context, OutputError, Recipe, Task
+
+
+def _check(task: Task, digest: str) -> dict[str, str]:
+    try:
+        first, _, text = task.outputs[0].read_text().partition("\n")
+    except FileNotFoundError:
+        raise OutputError(f"{task.outputs[0]} is missing") from None
+    if first != digest:
+        raise OutputError(f"{task.outputs[0]}: made for {first}, expected {digest}")
+    halves = {"left": text[: len(text) // 2], "right": text[len(text) // 2 :]}
+    return {"": text, **halves}
+
+
+@dataclass(frozen=True)
+class Write:
+    """One file a text. A text `fail` fails, `die` kills the process, `slow` takes its time."""
+
+    run_folder: Path
+    texts: Mapping[str, str]
+    name: str = "write"
+    version: int = 1
+
+    def tasks(self) -> list[Task]:
+        return [
+            Task(
+                name=f"letters/{name}",
+                recipe=Recipe(settings={"text": text}),
+                outputs=(self.run_folder / "1_write" / f"{name}.txt",),
+                parts={
+                    "left": Recipe(settings={"text": text[: len(text) // 2]}),
+                    "right": Recipe(settings={"text": text[len(text) // 2 :]}),
+                },
+            )
+            for name, text in self.texts.items()
+        ]
+
+    def run(self, task: Task, context: Context) -> dict[str, Any]:
+        text = task.recipe.settings["text"]
+        with (self.run_folder / "runs.log").open("a") as log:
+            log.write(f"{task.name}\n")
+        if text == "fail":
+            raise ValueError(f"{task.name}: this text always fails")
+        if text == "die":
+            os.kill(os.getpid(), 9)
+        if text == "slow":
+            for step in range(30):
+                context.progress(step, 30, "letters")
+                time.sleep(0.1)
+        write_text(task.outputs[0], f"{context.digest}\n{text}")
+        return {"read": len(text), "used": len(text)}
+
+    def check(self, task: Task, digest: str) -> dict[str, str]:
+        return _check(task, digest)
+
+
+@dataclass(frozen=True)
+class Join:
+    """One file a word; a word is a list of references, such as `write/letters/a#left`."""
+
+    run_folder: Path
+    words: Mapping[str, list[str]]
+    name: str = "join"
+    version: int = 1
+
+    def tasks(self) -> list[Task]:
+        return [
+            Task(
+                name=name,
+                recipe=Recipe(inputs=tuple(inputs)),
+                outputs=(self.run_folder / "2_join" / f"{name}.txt",),
+            )
+            for name, inputs in self.words.items()
+        ]
+
+    def run(self, task: Task, context: Context) -> dict[str, Any]:
+        with (self.run_folder / "runs.log").open("a") as log:
+            log.write(f"{task.name}\n")
+        whole = ""
+        for item in task.recipe.inputs:
+            name, _, part = item.partition("#")
+            path = self.run_folder / "1_write" / f"{name.rpartition('/')[2]}.txt"
+            text = path.read_text().partition("\n")[2]
+            half = len(text) // 2
+            whole += {"": text, "left": text[:half], "right": text[half:]}[part]
+        write_text(task.outputs[0], f"{context.digest}\n{whole}")
+        return {"letters": len(whole)}
+
+    def check(self, task: Task, digest: str) -> dict[str, str]:
+        return _check(task, digest)
+
+
+def build(study: Mapping[str, Any]) -> list[Any]:
+    run = Path(study["run"])
+    return [Write(run, study["texts"]), Join(run, study["words"])]
