@@ -32,6 +32,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _ALIGNMENT = {"alignment_threshold": 65536, "alignment_interval": 4096}
 _HASH = "xxh3"
+_ESCAPE = "surrogateescape"  # a tar's names need not be UTF-8
 _BLOCK_BYTES = 1 << 26
 
 
@@ -67,7 +68,7 @@ REFERENCE = Schema(
         "neighbour_similarity": ("float64", ("m", "k")),  # best first; -inf where there is none
         "neighbour_row": ("int64", ("m", "k")),  # row of the reference; -1 where there is none
     },
-    ("test", "threshold_from", "backend", "rechecked", "reference_files"),
+    ("test", "threshold_from", "backend", "reference_files"),
 )
 SIMILARITY = Schema(
     "similarity",
@@ -112,14 +113,14 @@ class Artifact:
     def __getitem__(self, name: str) -> Array:
         return self.arrays[name]
 
-    def text(self, name: str) -> list[str]:
-        """A `str` dataset as Python strings."""
-        return [value.decode() for value in self.arrays[name].tolist()]
+    def text(self, name: str, rows: Array | slice = slice(None)) -> list[str]:
+        """Rows of a `str` dataset as Python strings."""
+        return [value.decode("utf-8", _ESCAPE) for value in self.arrays[name][rows].tolist()]
 
 
 def encode_text(values: list[str]) -> Array:
     """Strings as a fixed-length UTF-8 array, the form of a `str` dataset."""
-    encoded = [value.encode() for value in values]
+    encoded = [value.encode("utf-8", _ESCAPE) for value in values]
     return np.array(encoded, dtype=f"S{max(map(len, encoded), default=0) or 1}")
 
 

@@ -367,10 +367,11 @@ def _faults(experiment: Experiment) -> Iterator[Fault]:
         yield from _split_faults(experiment, name)
     yield from _training_faults(experiment)
     yield from _template_faults(experiment)
-    hint = f" (to get the data: {experiment.get_data})" if experiment.get_data else ""
-    for where, what in _path_faults(experiment):
-        yield where, what + hint
+    missing = list(_path_faults(experiment))
+    yield from missing
     yield from _model_faults(experiment)
+    if missing and experiment.get_data:
+        yield (), f"to get the data: {experiment.get_data}"
 
 
 def _name_faults(experiment: Experiment) -> Iterator[Fault]:
@@ -419,6 +420,12 @@ def _training_faults(experiment: Experiment) -> Iterator[Fault]:
             yield where, f"unknown split {name!r}; {_nearest(name, list(experiment.splits))}"
     if len(set(experiment.training.seeds)) < len(experiment.training.seeds):
         yield ("training", "seeds"), f"a seed appears twice: {experiment.training.seeds}"
+    for option in experiment.training.options:
+        key = str(option).replace("-", "_")
+        key = "samples_per_epoch" if key == "train_num_samples" else key
+        if key in Training.model_fields or key == "seed":
+            where = ("training", "options", option)
+            yield where, f"give training.{'seeds' if key == 'seed' else key} instead"
     try:
         check_options(experiment.training.options)
     except ValueError as error:

@@ -93,8 +93,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    spelled = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
+    return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 def resolve_device(requested: str) -> str:
@@ -258,8 +259,40 @@ def _autocast(embedder: Embedder) -> AbstractContextManager[Any]:
     return context
 
 
+def image_features(embedder: Embedder, images: torch.Tensor) -> torch.Tensor:
+    """Embed preprocessed images, at full precision.
+
+    Args:
+        embedder: the model.
+        images: (b, 3, H, W) float32.
+
+    Returns:
+        (b, D) float64 on the embedder's device, rows of length one.
+
+    Raises:
+        ValueError: if the model gives a row that is not finite, or zero.
+    """
+    import open_clip
+    import torch
+
+    if not len(images):
+        return torch.empty((0, embedder.dimensions), dtype=torch.float64, device=embedder.device)
+    dtype = open_clip.get_input_dtype(embedder.precision)
+    with torch.inference_mode(), _autocast(embedder):
+        batch = images.to(device=embedder.device, dtype=dtype, non_blocking=True)
+        features = embedder.model.encode_image(batch).double()  # type: ignore[operator]
+    rows: torch.Tensor = features / features.norm(dim=1, keepdim=True)
+    bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} embeddings are not finite or zero, the first in row "
+            f"{bad[0]} of the batch (precision {embedder.precision!r})"
+        )
+    return rows
+
+
 def encode_images(embedder: Embedder, images: torch.Tensor) -> np.ndarray:
-    """Embed preprocessed images.
+    """Embed preprocessed images, in the form in which embeddings are stored.
 
     Args:
         embedder: the model.
@@ -271,37 +304,21 @@ def encode_images(embedder: Embedder, images: torch.Tensor) -> np.ndarray:
     Raises:
         ValueError: if the model gives a row that is not finite, or zero.
     """
-    import numpy as np
-    import open_clip
-    import torch
-
-    if not len(images):
-        return np.empty((0, embedder.dimensions), dtype=np.float16)
-    dtype = open_clip.get_input_dtype(embedder.precision)
-    with torch.inference_mode(), _autocast(embedder):
-        batch = images.to(device=embedder.device, dtype=dtype, non_blocking=True)
-        features = embedder.model.encode_image(batch).double()  # type: ignore[operator]
-    rows = (features / features.norm(dim=1, keepdim=True)).half().cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        raise ValueError(
-            f"{len(bad)} of {len(rows)} embeddings are not finite or zero, the first in row "
-            f"{bad[0]} of the batch (precision {embedder.precision!r})"
-        )
+    rows: np.ndarray = image_features(embedder, images).half().cpu().numpy()
     return rows
 
 
 def zero_shot_classifier(
     embedder: Embedder,
     class_names: Sequence[str],
-    templates: Sequence[str | Callable[[str], str]],
+    templates: Sequence[str] | Sequence[Callable[[str], str]],
 ) -> torch.Tensor:
     """Average the text embeddings of a class over caption templates.
 
     Args:
         embedder: the model.
         class_names: C names.
-        templates: captions, with `{}` for the name, or functions of it.
+        templates: captions with `{}` for the name, or functions of the name.
 
     Returns:
         (D, C) float32 on the embedder's device, columns of length one.

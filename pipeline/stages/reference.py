@@ -59,15 +59,15 @@ class Reference:
         """Find the nearest reference images of a test set's images."""
         import numpy as np
 
-        from kernels import merge_neighbours
+        import kernels
 
-        queries = _embeddings(self.run_layout, task.name, 0)["embedding"]
+        backend = kernels.resolve_backend(self.similarity.backend, self.similarity.device)
+        queries = self._embeddings(task.name, 0)
         files: list[dict[str, Any]] = []
-        used: dict[str, Any] = {}
-        similarity, row = merge_neighbours(self._parts(queries, files, used, context))
+        similarity, row = kernels.merge_neighbours(self._nearest(queries, backend, files, context))
         threshold = self.tests[task.name].threshold
         tau = (
-            np.asarray(similarity[:, 0], dtype=np.float64)
+            np.ascontiguousarray(similarity[:, 0])
             if threshold == "reference"
             else np.full(len(queries), threshold, dtype=np.float64)
         )
@@ -79,9 +79,40 @@ class Reference:
             {
                 "test": task.name,
                 "threshold_from": threshold,
-                "backend": used["backend"],
-                "rechecked": used["rechecked"],
+                "backend": backend,
                 "reference_files": files,
             },
         )
-        return {"queries": len(tau), "mean_threshold": round(float(tau.mean()), 4), **used}
+        mean = round(float(tau.mean()), 4) if len(tau) else None
+        return {"queries": len(tau), "mean_threshold": mean, "backend": backend}
+
+    def _nearest(
+        self, queries: Any, backend: str, files: list[dict[str, Any]], context: Context
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield similarity (m, k) and row (m, k) for each reference file; notes it in `files`."""
+        import kernels
+
+        start, count = 0, len(self._files())
+        for index in self._files():
+            path = self.run_layout.embeddings(REFERENCE, index)
+            rows = self._embeddings(REFERENCE, index)
+            try:
+                similarity, row = kernels.nearest(
+                    rows,
+                    queries,
+                    k=self.similarity.neighbours,
+                    backend=backend,
+                    device=self.similarity.device,
+                    row_offset=start,
+                )
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            yield similarity, row
+            name = str(path.relative_to(self.run_layout.run))
+            files.append({"file": name, "rows": len(rows)})
+            start += len(rows)
+            context.progress(index + 1, count, "files")
+
+    def _embeddings(self, image_set: str, index: int) -> Any:
+        path = self.run_layout.embeddings(image_set, index)
+        return artifacts.read(path, artifacts.EMBEDDINGS)["embedding"]

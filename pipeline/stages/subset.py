@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from hpc.files import atomic_folder, read_json, write_json
 from hpc.stage import Context, OutputError, Recipe, Task, reference
 from pipeline import artifacts
@@ -96,11 +98,10 @@ class Subset:
         embeddings = artifacts.read(path, artifacts.EMBEDDINGS)
         keep = artifacts.keep_of(mask, index)
         for number, source in enumerate(embeddings.attributes["sources"]):
-            rows = (embeddings["shard"] == number) & keep
-            keys = [key.decode() for key in embeddings["key"][rows].tolist()]
-            if keys:
+            rows = np.flatnonzero((embeddings["shard"] == number) & keep)
+            if len(rows):
                 shard = Path(source["path"])
-                yield shard, _find(shard, keys)
+                yield shard, _find(shard, embeddings.text("key", rows))
 
 
 def _find(shard: Path, keys: list[str]) -> list[Sample]:

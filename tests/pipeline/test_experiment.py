@@ -1,0 +1,156 @@
+"""Typing the wrong thing into an experiment, and what it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.experiment import ExperimentError, from_values, load_experiment, to_values
+
+MODEL = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 8},
+    "text_cfg": {"context_length": 4, "vocab_size": 49408},
+}
+
+
+@pytest.fixture
+def values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A valid experiment whose data exists."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/00000.tar").touch()
+    for name in ("reference", "sketch", "val"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    (tmp_path / "model.json").write_text(yaml.safe_dump(MODEL, default_flow_style=True))
+    (tmp_path / "weights.pt").touch()
+    return {
+        "name": "small",
+        "get_data": "make the data",
+        "pool": {"shards": "pool/*.tar"},
+        "reference": {"images": "reference"},
+        "tests": {"sketch": {"images": "sketch"}, "val": {"images": "val"}},
+        "embedder": {"model": "ViT-B-32", "pretrained": "weights.pt"},
+        "splits": {
+            "full": "all",
+            "pruned": {"near": ["sketch"]},
+            "control": {"random": {"like": "pruned", "seed": 1}},
+        },
+        "training": {"model": "ViT-B-32", "epochs": 1, "batch_size": 2},
+    }
+
+
+def _load(values: Any, *overrides: str) -> Any:
+    path = Path("study.yaml")
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return load_experiment(path, overrides)
+
+
+def test_a_good_experiment_loads_with_absolute_paths(values: dict[str, Any]) -> None:
+    experiment = _load(values)
+    assert experiment.run == Path.cwd() / "runs" / "small"
+    assert experiment.pool.shards == str(Path.cwd() / "pool/*.tar")
+    assert experiment.embedder.pretrained == str(Path.cwd() / "weights.pt")
+    assert experiment.trained_splits == ["full", "pruned", "control"]
+    assert from_values(to_values(experiment)) == experiment
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pool.shard=x", "pool.shard: unknown key; did you mean 'shards'?"),
+        ("pol={}", "pol: unknown key; did you mean 'pool'?"),
+        ("tests.sketch.imagse=x", "tests.sketch.imagse: unknown key; did you mean 'images'?"),
+        ("splits.control.random.sed=1", "splits.control.random.sed: unknown key; did you mean 'seed'"),
+        ("training.epochs=many", "training.epochs: input should be a valid integer"),
+        ("training.epochs=0", "training.epochs: input should be greater than 0, found 0"),
+        ("tests.sketch.threshold=2", "tests.sketch.threshold"),
+        ("name=a/b", "name: string should match pattern"),
+        ("pool.shards=none/*.tar", "pool.shards: "),
+        ("tests.val.images=nowhere", "tests.val.images: no such folder: "),
+        ("tests.val.classes=nowhere.txt", "tests.val.classes: no such file: "),
+        ("embedder.pretrained=nowhere.pt", "embedder.pretrained: no such file: "),
+        ("embedder.model=ViT-B-23", "embedder.model: open_clip has no model 'ViT-B-23'; did you mean"),
+        ("training.model=nowhere.json", "training.model: "),
+        ("splits.pruned.near=[skecth]", "splits.pruned.near.0: unknown test set 'skecth'; did you mean 'sketch'?"),
+        ("splits.pruned.near=[]", "splits.pruned.near"),
+        ("splits.pruned.all=true", "splits.pruned: expected exactly one of: all, near, random"),
+        ("splits.control.random.like=prund", "splits.control.random.like: unknown split 'prund'; did you mean 'pruned'?"),
+        ("splits.control.random.like=control", "splits depend on each other: control -> control"),
+        ("training.splits=[fulll]", "training.splits.0: unknown split 'fulll'; did you mean 'full'?"),
+        ("training.seeds=[0, 0]", "training.seeds: a seed appears twice"),
+        ("training.options={learning-rate: 1}", "training.options: "),
+        ("training.options={batch-size: 1}", "training.options.batch-size: give training.batch_size instead"),
+        ("evaluation.templates=[a photo]", "evaluation.templates.0: expected exactly one {}"),
+        ("tests.pool={images: val}", "tests.pool: 'pool' can't be the name of a test set"),
+        ("tests.SKETCH={images: val}", "differ only in upper and lower case"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named_with_its_yaml_path(
+    values: dict[str, Any], override: str, message: str
+) -> None:
+    with pytest.raises(ExperimentError) as error:
+        _load(values, override)
+    assert message in str(error.value)
+
+
+def test_all_faults_are_listed_at_once_with_their_lines(values: dict[str, Any]) -> None:
+    values["pool"]["shard"] = "x"
+    values["training"]["epochs"] = "many"
+    with pytest.raises(ExperimentError) as error:
+        _load(values)
+    lines = str(error.value).split("\n")
+    assert lines[0] == "study.yaml can't be used:"
+    assert lines[1] == "  line 5: pool.shard: unknown key; did you mean 'shards'?"
+    assert lines[2].startswith("  line 27: training.epochs: ")
+
+
+def test_a_cycle_of_splits_is_spelled_out(values: dict[str, Any]) -> None:
+    values["splits"]["a"] = {"random": {"like": "b"}}
+    values["splits"]["b"] = {"random": {"like": "a"}}
+    with pytest.raises(ExperimentError, match="splits depend on each other: a -> b -> a"):
+        _load(values)
+
+
+def test_missing_data_says_how_to_get_it(values: dict[str, Any]) -> None:
+    with pytest.raises(ExperimentError, match="\n  to get the data: make the data$"):
+        _load(values, "tests.val.images=nowhere")
+
+
+def test_a_missing_section_is_named(values: dict[str, Any]) -> None:
+    del values["embedder"]
+    with pytest.raises(ExperimentError, match="embedder: field required"):
+        _load(values)
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3", "training..epochs=1"])
+def test_a_malformed_override_is_refused(values: dict[str, Any], override: str) -> None:
+    with pytest.raises(ExperimentError, match=r"expected section\.key=value"):
+        _load(values, override)
+
+
+def test_an_override_into_a_value_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ExperimentError, match="name is 'small', not a section"):
+        _load(values, "name.x=1")
+
+
+def test_overrides_are_yaml(values: dict[str, Any]) -> None:
+    experiment = _load(values, "training.seeds=[3, 4]", "training.options={lr: 4e-3}")
+    assert experiment.training.seeds == [3, 4]
+    assert experiment.training.options == {"lr": 0.004}
+
+
+def test_duplicate_keys_and_broken_yaml_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: a\nname: b\n")
+    with pytest.raises(ExperimentError, match="key 'name' appears twice"):
+        load_experiment(path)
+    path.write_text("name: [a\n")
+    with pytest.raises(ExperimentError, match="not valid YAML"):
+        load_experiment(path)
+    path.write_text("- a\n")
+    with pytest.raises(ExperimentError, match="expected a mapping"):
+        load_experiment(path)
