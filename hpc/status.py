@@ -127,9 +127,6 @@ def _fraction(attempt: Mapping[str, Any]) -> float:
 
 
 def _expected_seconds(running: Sequence[Mapping[str, Any]], now: float) -> float | None:
-    expected = [
-        (now - attempt["started"]) / fraction
-        for attempt in running
-        if (fraction := _fraction(attempt)) > 0
-    ]
-    return sum(expected) / len(expected) if expected else None
+    """Seconds that a task takes, from those at work; one that has just begun weighs little."""
+    fraction = sum(map(_fraction, running))
+    return sum(now - attempt["started"] for attempt in running) / fraction if fraction else None

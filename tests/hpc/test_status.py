@@ -16,7 +16,7 @@ def test_rate_and_time_left_of_running_tasks() -> None:
     status = StageStatus("embed", total=4, done=0, running=running)
     assert status.fraction == pytest.approx(0.75 / 4)
     assert status.rate(now=10.0) == "10 images/s"
-    # Each task takes 20 s; 3.25 tasks are left for 2 jobs.
+    # 15 s of work did 0.75 tasks, so each takes 20 s; 3.25 tasks are left for 2 jobs.
     assert status.seconds_left(now=10.0) == pytest.approx(20 * 3.25 / 2)
 
 

@@ -116,7 +116,7 @@ def test_a_cycle_of_splits_is_spelled_out(values: dict[str, Any]) -> None:
 
 
 def test_missing_data_says_how_to_get_it(values: dict[str, Any]) -> None:
-    with pytest.raises(ExperimentError, match="\n  to get the data: make the data$"):
+    with pytest.raises(ExperimentError, match=r"\n  to get the data: make the data$"):
         _load(values, "tests.val.images=nowhere")
 
 
