@@ -123,6 +123,16 @@ def resolve_device(requested: str) -> str:
     return requested
 
 
+def job_device(requested: str, gpus: int) -> str:
+    """The device of a job: one that was given a GPU uses it, and fails if it does not work.
+
+    Args:
+        requested: as for `resolve_device`, which has the errors.
+        gpus: how many GPUs the job was given.
+    """
+    return resolve_device("cuda" if requested == "auto" and gpus else requested)
+
+
 @dataclass(frozen=True)
 class Embedder:
     """A model that is ready to embed.

@@ -102,14 +102,14 @@ class Embed:
         """
         import numpy as np
 
-        from pipeline.models import load_embedder
+        from pipeline.models import job_device, load_embedder
 
         started = time.time()
         embedder = load_embedder(
             self.embedder.model,
             self.embedder.pretrained,
             precision=self.embedder.precision,
-            device=_device(self.embedder.device, context.resources.gpus),
+            device=job_device(self.embedder.device, context.resources.gpus),
         )
         images, max_bad = self._images(task)
         loaded = time.time()
@@ -192,13 +192,6 @@ class Embed:
         then = task.recipe.settings[what]
         if list(then) != list(now):
             raise ValueError(f"{task.name}: {what} have changed since submission; submit again")
-
-
-def _device(requested: str, gpus: int) -> str:
-    """A job that was given a GPU uses one; if none works, that is an error, not a slow run."""
-    from pipeline.models import resolve_device
-
-    return resolve_device("cuda" if requested == "auto" and gpus else requested)
 
 
 def _pool_images(group: Sequence[Path]) -> _Images:

@@ -116,13 +116,18 @@ class Evaluate:
 
         from pipeline.data.folders import list_images
         from pipeline.data.loader import Source, load_images
-        from pipeline.models import image_features, load_embedder, zero_shot_classifier
+        from pipeline.models import (
+            image_features,
+            job_device,
+            load_embedder,
+            zero_shot_classifier,
+        )
 
         model = load_embedder(
             self.training.model,
             str(self.run_layout.checkpoint(split, seed)),
             precision=self.evaluation.precision,
-            device=self.evaluation.device,
+            device=job_device(self.evaluation.device, context.resources.gpus),
         )
         classes = classes_in(self.tests[test])
         classifier = zero_shot_classifier(model, classes.names, self._templates())
@@ -145,7 +150,7 @@ class Evaluate:
         labels = np.array([images[position].label for position in used], dtype=np.int32)
         return [images[position].key for position in used], labels, np.concatenate(logits), skipped
 
-    def _templates(self) -> Sequence[str | Callable[[str], str]]:
+    def _templates(self) -> Sequence[str] | Sequence[Callable[[str], str]]:
         import open_clip
 
         templates = self.evaluation.templates

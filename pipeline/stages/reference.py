@@ -60,11 +60,15 @@ class Reference:
         import numpy as np
 
         import kernels
+        from pipeline.models import job_device
 
-        backend = kernels.resolve_backend(self.similarity.backend, self.similarity.device)
+        device = job_device(self.similarity.device, context.resources.gpus)
+        backend = kernels.resolve_backend(self.similarity.backend, device)
         queries = self._embeddings(task.name, 0)
         files: list[dict[str, Any]] = []
-        similarity, row = kernels.merge_neighbours(self._nearest(queries, backend, files, context))
+        similarity, row = kernels.merge_neighbours(
+            self._nearest(queries, backend, device, files, context)
+        )
         threshold = self.tests[task.name].threshold
         tau = (
             np.ascontiguousarray(similarity[:, 0])
@@ -87,7 +91,12 @@ class Reference:
         return {"queries": len(tau), "mean_threshold": mean, "backend": backend}
 
     def _nearest(
-        self, queries: Any, backend: str, files: list[dict[str, Any]], context: Context
+        self,
+        queries: Any,
+        backend: str,
+        device: str,
+        files: list[dict[str, Any]],
+        context: Context,
     ) -> Iterator[tuple[Any, Any]]:
         """Yield similarity (m, k) and row (m, k) for each reference file; notes it in `files`."""
         import kernels
@@ -102,7 +111,7 @@ class Reference:
                     queries,
                     k=self.similarity.neighbours,
                     backend=backend,
-                    device=self.similarity.device,
+                    device=device,
                     row_offset=start,
                 )
             except ValueError as error:

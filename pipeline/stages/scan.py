@@ -64,12 +64,14 @@ class Scan:
         import numpy as np
 
         import kernels
+        from pipeline.models import job_device
 
         started = time.time()
         path = self.run_layout.embeddings(POOL, int(task.name))
         pool = artifacts.read(path, artifacts.EMBEDDINGS)["embedding"]
         queries, thresholds, offsets = self._queries()
-        backend = kernels.resolve_backend(self.similarity.backend, self.similarity.device)
+        device = job_device(self.similarity.device, context.resources.gpus)
+        backend = kernels.resolve_backend(self.similarity.backend, device)
         if not len(pool):
             arrays, used = self._nothing(len(queries)), {"backend": backend, "rechecked": 0}
         else:
@@ -81,7 +83,7 @@ class Scan:
                     offsets,
                     k=self.similarity.neighbours,
                     backend=backend,
-                    device=self.similarity.device,
+                    device=device,
                 )
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
