@@ -76,12 +76,12 @@ class Train:
         work = folder / f"work-{context.digest}"
         if not work.exists() and self._is_published(task, context.digest):
             return dict(read_json(folder / RECORD)["counts"])
-        shards = sorted(self.run_layout.subset(split).glob("*.tar"))
-        sizes = read_json(self.run_layout.subset(split) / SIZES)
+        subset = self.run_layout.subset(split)
+        sizes = read_json(subset / SIZES)
         started = time.time()
         checkpoint = train(
             model=self.training.model,
-            shards=shards,
+            shards=[subset / name for name in sizes],
             folder=work,
             options=self._options(int(seed), sum(sizes.values())),
             threads=context.resources.cpus,

@@ -1,0 +1,445 @@
+"""CLIP training: open_clip_train, called in this process, and guarded.
+
+open_clip_train trains; this module makes it reproducible and restartable, keeps its log in a file,
+and turns what it would pass over in silence (a wrong option, an unreadable shard, an epoch without
+samples, a loss that is no number) into errors. One training at a time in a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+
+# Options that are not the user's, and why.
+_BY_SIMGAP = {
+    name: reason
+    for reason, names in {
+        "the model is given apart from the options": "model",
+        "simgap passes the shards": "train-data dataset-type train-data-upsampling-factors",
+        "simgap trains on WebDataset shards": "csv-separator csv-img-key csv-caption-key",
+        "simgap chooses the folder": "logs log-local name copy-codebase",
+        "simgap keeps the last whole epoch and resumes from it": (
+            "resume save-most-recent save-frequency delete-previous-checkpoint "
+            "remote-sync remote-sync-frequency remote-sync-protocol"
+        ),
+        "simgap evaluates finished models": "zeroshot-frequency imagenet-val imagenet-v2",
+        "simgap trains with torch.distributed": "horovod",
+        "a traced model can't be trained": "trace",
+    }.items()
+    for name in names.split()
+}
+_AT_LEAST = {
+    **dict.fromkeys(("epochs", "batch-size", "train-num-samples"), 1),
+    **dict.fromkeys(("accum-freq", "log-every-n-steps"), 1),
+    **dict.fromkeys(("workers", "warmup", "seed", "lr", "wd", "eps", "beta1", "beta2"), 0),
+}
+_SCHEDULERS = ("cosine", "const", "const-cooldown")
+
+
+class _Parser(argparse.ArgumentParser):
+    """open_clip_train's parser, got hold of: it is built within `parse_args`."""
+
+    def parse_args(self, *_: Any) -> NoReturn:  # type: ignore[override]
+        raise _Built(self)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message.removeprefix("argument --"))
+
+
+class _Built(Exception):
+    """Carries the parser out of open_clip_train."""
+
+
+@cache
+def _known_options() -> tuple[_Parser, dict[str, argparse.Action]]:
+    """The parser, and the action of each option name (without the dashes)."""
+    from open_clip_train import params  # imports no torch
+
+    stand_in = SimpleNamespace(ArgumentParser=_Parser, Action=argparse.Action)
+    with _replaced(params, "argparse", stand_in):
+        try:
+            params.parse_args([])
+        except _Built as built:
+            parser: _Parser = built.args[0]
+    options = {
+        string.removeprefix("--"): action
+        for string, action in parser._option_string_actions.items()
+        if string.startswith("--") and string != "--help"
+    }
+    return parser, options
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Check training options, by open_clip_train's own names and types; imports no torch.
+
+    A flag takes true or false, an option of several values a list, `aug-cfg` a mapping; null
+    leaves the default.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known one, an option that simgap sets
+            itself, and a value that open_clip_train does not take.
+    """
+    _parse(options)
+
+
+def _parse(options: Mapping[str, object]) -> argparse.Namespace:
+    """Check options; return all of open_clip_train's options by attribute name, with defaults."""
+    parser, _ = _known_options()
+    for name in options:
+        _check_name(name)
+    values, rest = parser.parse_known_args(_arguments(options))
+    if rest:
+        raise ValueError(f"open_clip_train does not understand {rest[0]!r}")
+    for name, least in _AT_LEAST.items():
+        value = getattr(values, name.replace("-", "_"))
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"{name}: {value} is too small or no number, expected {least} or more")
+    if values.lr_scheduler not in _SCHEDULERS:
+        raise ValueError(
+            f"lr-scheduler: unknown {values.lr_scheduler!r}, expected one of {_SCHEDULERS}"
+        )
+    if values.lr_scheduler == "const-cooldown" and values.epochs_cooldown is None:
+        raise ValueError("lr-scheduler: const-cooldown needs the option epochs-cooldown")
+    return values
+
+
+def _check_name(name: object) -> None:
+    known = _known_options()[1]
+    if name in _BY_SIMGAP:
+        raise ValueError(f"{name}: not to be set here: {_BY_SIMGAP[str(name)]}")
+    if name not in known:
+        free = [one for one in known if one not in _BY_SIMGAP]
+        near = get_close_matches(str(name).lstrip("-").replace("_", "-"), free, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name!r} is no option of open_clip_train{hint}")
+
+
+def _arguments(options: Mapping[str, object]) -> list[str]:
+    """Write options as command-line arguments."""
+    known = _known_options()[1]
+    arguments: list[str] = []
+    for name, value in options.items():
+        action = known[name]
+        if action.nargs == 0:
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}: a flag, expected true or false, got {value!r}")
+            arguments += [f"--{name}"] if value else []
+        elif value is not None:
+            arguments += _argument(name, value, action.nargs)
+    return arguments
+
+
+def _argument(name: str, value: object, nargs: int | str | None) -> list[str]:
+    if nargs == "*":  # key=value pairs
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name}: expected a mapping, got {value!r}")
+        return [f"--{name}", *(f"{key}={one}" for key, one in value.items())]
+    if isinstance(value, list | tuple) and nargs is not None:
+        return [f"--{name}", *map(str, value)]
+    if isinstance(value, bool | list | tuple | Mapping):
+        raise ValueError(f"{name}: expected one value, got {value!r}")
+    return [f"--{name}={value}"]
+
+
+def train(
+    *,
+    model: str,
+    shards: Sequence[Path],
+    folder: Path,
+    options: Mapping[str, object],
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Train a CLIP model from scratch, or go on from its last whole epoch.
+
+    The same call with the same `folder` is the resume, after a kill at any instant; when the
+    training had ended it returns at once. The order of the samples is a function of (seed, epoch),
+    and on the CPU an uninterrupted training gives the same bits for the same number of threads.
+    What open_clip says goes to `folder`/out.log and not to the caller's log handlers. The random
+    generators of torch, numpy and Python are seeded anew.
+
+    Args:
+        model: an open_clip model name, or the path of a JSON configuration.
+        shards: WebDataset tars with a jpg, png or webp and a txt for each sample.
+        folder: the working folder of this training and no other.
+        options: open_clip_train's options (see `check_options`); `train-num-samples`, the samples
+            of an epoch, is required.
+        threads: torch's threads while training; as they are if None.
+        on_progress: called with (samples seen, samples in all) as often as open_clip_train logs.
+
+    Returns:
+        The final checkpoint: a dict with epoch, name, state_dict, optimizer (and scaler).
+
+    Raises:
+        ValueError: for a wrong option, missing or too few shards, or a checkpoint in `folder` that
+            is unreadable or not of this training.
+        FloatingPointError: if the loss is no longer a number.
+        RuntimeError: if the device is absent, an epoch ended early, or open_clip_train gave up.
+    """
+    values = _parse(options)
+    if values.train_num_samples is None:
+        raise ValueError("train-num-samples, the samples of an epoch, is required")
+    from pipeline.models import register_model, resolve_device
+
+    name = register_model(model)
+    resolve_device(values.device)
+    _check_shards(shards, values.workers)
+    folder = folder.absolute()
+    if "::" in str(folder):
+        raise ValueError(f"{folder}: open_clip_train can't write to a path with '::'")
+    checkpoint = folder / "checkpoints" / "epoch_latest.pt"
+    if _finished_epochs(checkpoint, values.epochs) < values.epochs:
+        arguments = [*_arguments(options), *_own_arguments(name, shards, folder)]
+        watcher = _Watcher(values.epochs, on_progress)
+        with _threads(threads), _own_log(watcher), _reproducible_data():
+            _call(arguments, folder)
+        if _finished_epochs(checkpoint, values.epochs) != values.epochs:
+            raise RuntimeError(f"{folder}: open_clip_train ended early; see {folder / 'out.log'}")
+    _drop_redundant(checkpoint)
+    return checkpoint
+
+
+def _own_arguments(model: str, shards: Sequence[Path], folder: Path) -> list[str]:
+    return [
+        f"--model={model}",
+        f"--train-data={_shard_list(shards)}",
+        "--dataset-type=webdataset",
+        f"--logs={folder.parent}",
+        f"--name={folder.name}",
+        "--resume=latest",
+        "--save-most-recent",
+        "--save-frequency=0",
+        "--zeroshot-frequency=0",
+    ]
+
+
+def _shard_list(shards: Sequence[Path]) -> str:
+    """Join paths so that webdataset reads them literally.
+
+    It splits at `::`, replaces `${name}` and expands braces, in that order; a backslash before
+    each of the characters concerned stops all three.
+    """
+    literal = (re.sub(r"([\\{},:])", r"\\\1", str(shard.absolute())) for shard in shards)
+    return "::".join(literal)
+
+
+def _check_shards(shards: Sequence[Path], workers: int) -> None:
+    """webdataset would skip a missing shard, and ranks without a shard would wait for ever."""
+    from open_clip_train.distributed import is_using_distributed, world_info_from_env
+
+    world_size = world_info_from_env()[2] if is_using_distributed() else 1
+    readers = max(1, workers) * world_size
+    if len(shards) < readers:
+        raise ValueError(
+            f"{len(shards)} shards for {workers} workers on each of {world_size} ranks: "
+            f"expected {readers} shards or more, or fewer workers"
+        )
+    for shard in shards:
+        if not shard.is_file():
+            raise ValueError(f"{shard}: no such shard")
+
+
+def _call(arguments: list[str], folder: Path) -> None:
+    from open_clip_train.main import main
+
+    log = folder / "out.log"
+    try:
+        status = main(arguments)
+    except SystemExit as exit_:
+        raise ValueError(f"{folder}: open_clip_train exited ({exit_.code}); see {log}") from exit_
+    except _NoBatchError as error:
+        raise ValueError(
+            f"{folder}: the shards of a worker hold fewer usable samples than one batch; "
+            f"{log} names the samples it could not read"
+        ) from error
+    if status == -1:
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        raise RuntimeError(
+            f"{folder}: open_clip_train gave up; its last words: {lines[-1] if lines else 'none'}"
+        )
+
+
+def _finished_epochs(checkpoint: Path, epochs: int) -> int:
+    """Read and verify a checkpoint; 0 if there is none."""
+    if not checkpoint.exists():
+        return 0
+    import torch
+
+    try:
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        finished, weights = int(content["epoch"]), content["state_dict"]
+        broken = [name for name, one in weights.items() if not _is_finite(one)]
+    except Exception as error:  # torch has no one error for a file that it can't read
+        raise ValueError(f"{checkpoint}: not a readable checkpoint: {error!r}") from error
+    if broken:
+        raise ValueError(f"{checkpoint}: {broken[0]} and {len(broken) - 1} others are not finite")
+    if finished > epochs:
+        raise ValueError(
+            f"{checkpoint}: of epoch {finished}, but this training has {epochs}; is it another's?"
+        )
+    return finished
+
+
+def _is_finite(weights: torch.Tensor) -> bool:
+    return bool(weights.isfinite().all())
+
+
+def _drop_redundant(checkpoint: Path) -> None:
+    """Remove the second, not atomically written copy of the last epoch, and a cut-off write."""
+    for path in checkpoint.parent.glob("*.pt"):
+        if path != checkpoint:
+            path.unlink()
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
+    """Exchange an attribute of a module for a while."""
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _own_log(watcher: _Watcher) -> Iterator[None]:
+    """Send what open_clip logs to its file and to `watcher` alone, then leave no trace.
+
+    open_clip logs to the root logger, and its own set-up changes the level of every logger there
+    is and adds handlers that it never removes.
+    """
+    import open_clip_train.main
+
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    own: list[logging.Handler] = [watcher]
+
+    def set_up(log_file: str | None, level: int, include_host: bool = False) -> None:
+        root.setLevel(level)
+        if log_file:
+            own.append(logging.FileHandler(log_file, encoding="utf-8"))
+            line = "%(asctime)s | %(levelname)s | %(message)s"
+            own[-1].setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d,%H:%M:%S"))
+            root.addHandler(own[-1])
+
+    def of_caller(record: logging.LogRecord) -> bool:
+        return record.name != root.name and record.levelno >= level
+
+    root.addHandler(watcher)
+    for handler in handlers:
+        handler.addFilter(of_caller)
+    try:
+        with _replaced(open_clip_train.main, "setup_logging", set_up):
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(of_caller)
+        for handler in own:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(level)
+
+
+@contextmanager
+def _reproducible_data() -> Iterator[None]:
+    """Make the order of the samples a function of (seed, epoch), and refuse an empty pool.
+
+    open_clip_train shuffles samples by `wds.shuffle`, which seeds itself from the process id and
+    the time, and webdataset would look for ever for a sample in shards that have none.
+    """
+    from open_clip_train import data
+
+    original = data.get_wds_dataset
+
+    def get_wds_dataset(args: Any, preprocess: Any, is_train: bool, **rest: Any) -> Any:
+        info = original(args, preprocess, is_train, **rest)
+        if is_train:
+            stages = info.dataloader.pipeline[0].dataset.pipeline
+            stages[_shuffle_position(stages)] = data.detshuffle2(
+                bufsize=data._SAMPLE_SHUFFLE_SIZE,
+                initial=data._SAMPLE_SHUFFLE_INITIAL,
+                seed=10_000 * (args.seed + 1),  # another sequence than that of the shards
+                epoch=info.shared_epoch,
+            )
+            stages.append(_refuse_empty)
+        return info
+
+    with _replaced(data, "get_wds_dataset", get_wds_dataset):
+        yield
+
+
+def _shuffle_position(stages: Sequence[Any]) -> int:
+    from webdataset.filters import _shuffle
+
+    found = [at for at, stage in enumerate(stages) if getattr(stage, "f", None) is _shuffle]
+    if len(found) != 1:
+        raise RuntimeError(
+            f"expected one wds.shuffle in open_clip_train's pipeline, found {len(found)}: this "
+            "version of open_clip or webdataset reads data in another way"
+        )
+    return found[0]
+
+
+class _NoBatchError(Exception):
+    """One pass over the shards of a worker gave not even one batch."""
+
+
+def _refuse_empty(batches: Iterator[Any]) -> Iterator[Any]:
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise _NoBatchError
+
+
+class _Watcher(logging.Handler):
+    """Follows a training by its log records, and stops it when the loss is no longer a number."""
+
+    _STEP = re.compile(r"Train Epoch: (\d+) \[ *(\d+)/(\d+) .* Loss: (\S+)")
+
+    def __init__(self, epochs: int, on_progress: Progress | None) -> None:
+        super().__init__()
+        self._epochs = epochs
+        self._on_progress = on_progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one record; what is raised here ends the training."""
+        found = self._STEP.match(record.getMessage())
+        if not found:
+            return
+        epoch, seen, per_epoch = (int(number) for number in found.groups()[:3])
+        if math.isnan(float(found[4])):
+            raise FloatingPointError(
+                f"the loss is not a number in epoch {epoch + 1} of {self._epochs}, after {seen:,} "
+                f"of {per_epoch:,} samples: try a lower learning rate or a higher precision"
+            )
+        if self._on_progress:
+            self._on_progress(epoch * per_epoch + seen, self._epochs * per_epoch)
