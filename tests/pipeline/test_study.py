@@ -209,7 +209,7 @@ def test_one_damaged_embeddings_file(study: SmallStudy, damage: str) -> None:
         ("training.seeds=[0,1]", {"train": 3, "evaluate": 6, "report": 1}),
         ("training.epochs=3", {"train": 3, "evaluate": 6, "report": 1}),
         ("similarity.neighbours=2", {"reference": 2, "scan": 3, "report": 1}),
-        ("evaluation.templates=[a {}]", {"evaluate": 6, "report": 1}),
+        ("evaluation.templates=['a {}']", {"evaluate": 6, "report": 1}),
         ("embedder.workers=0", {}),
         ("report.title=New", {"report": 1}),
     ],
