@@ -412,7 +412,7 @@ def _cycle(splits: Mapping[str, Split], start: str) -> list[str] | None:
 
 
 def _training_faults(experiment: Experiment) -> Iterator[Fault]:
-    from pipeline.training import check_options
+    from pipeline.training_options import check_options
 
     for index, name in enumerate(experiment.training.splits or []):
         if name not in experiment.splits:

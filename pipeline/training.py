@@ -7,152 +7,20 @@ samples, a loss that is no number) into errors. One training at a time in a proc
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from pipeline.training_options import arguments, parse, replaced
 
 if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int], None]
-
-# Options that are not the user's, and why.
-_BY_SIMGAP = {
-    name: reason
-    for reason, names in {
-        "the model is given apart from the options": "model",
-        "simgap passes the shards": "train-data dataset-type train-data-upsampling-factors",
-        "simgap trains on WebDataset shards": "csv-separator csv-img-key csv-caption-key",
-        "simgap chooses the folder": "logs log-local name copy-codebase",
-        "simgap keeps the last whole epoch and resumes from it": (
-            "resume save-most-recent save-frequency delete-previous-checkpoint "
-            "remote-sync remote-sync-frequency remote-sync-protocol"
-        ),
-        "simgap evaluates finished models": "zeroshot-frequency imagenet-val imagenet-v2",
-        "simgap trains with torch.distributed": "horovod",
-        "a traced model can't be trained": "trace",
-    }.items()
-    for name in names.split()
-}
-_AT_LEAST = {
-    **dict.fromkeys(("epochs", "batch-size", "train-num-samples"), 1),
-    **dict.fromkeys(("accum-freq", "log-every-n-steps"), 1),
-    **dict.fromkeys(("workers", "warmup", "seed", "lr", "wd", "eps", "beta1", "beta2"), 0),
-}
-_SCHEDULERS = ("cosine", "const", "const-cooldown")
-
-
-class _Parser(argparse.ArgumentParser):
-    """open_clip_train's parser, got hold of: it is built within `parse_args`."""
-
-    def parse_args(self, *_: Any) -> NoReturn:  # type: ignore[override]
-        raise _Built(self)
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message.removeprefix("argument --"))
-
-
-class _Built(Exception):
-    """Carries the parser out of open_clip_train."""
-
-
-@cache
-def _known_options() -> tuple[_Parser, dict[str, argparse.Action]]:
-    """The parser, and the action of each option name (without the dashes)."""
-    from open_clip_train import params  # imports no torch
-
-    stand_in = SimpleNamespace(ArgumentParser=_Parser, Action=argparse.Action)
-    with _replaced(params, "argparse", stand_in):
-        try:
-            params.parse_args([])
-        except _Built as built:
-            parser: _Parser = built.args[0]
-    options = {
-        string.removeprefix("--"): action
-        for string, action in parser._option_string_actions.items()
-        if string.startswith("--") and string != "--help"
-    }
-    return parser, options
-
-
-def check_options(options: Mapping[str, object]) -> None:
-    """Check training options, by open_clip_train's own names and types; imports no torch.
-
-    A flag takes true or false, an option of several values a list, `aug-cfg` a mapping; null
-    leaves the default.
-
-    Raises:
-        ValueError: for an unknown name, with the nearest known one, an option that simgap sets
-            itself, and a value that open_clip_train does not take.
-    """
-    _parse(options)
-
-
-def _parse(options: Mapping[str, object]) -> argparse.Namespace:
-    """Check options; return all of open_clip_train's options by attribute name, with defaults."""
-    parser, _ = _known_options()
-    for name in options:
-        _check_name(name)
-    values, rest = parser.parse_known_args(_arguments(options))
-    if rest:
-        raise ValueError(f"open_clip_train does not understand {rest[0]!r}")
-    for name, least in _AT_LEAST.items():
-        value = getattr(values, name.replace("-", "_"))
-        if value is not None and not least <= value < math.inf:
-            raise ValueError(f"{name}: {value} is too small or no number, expected {least} or more")
-    if values.lr_scheduler not in _SCHEDULERS:
-        raise ValueError(
-            f"lr-scheduler: unknown {values.lr_scheduler!r}, expected one of {_SCHEDULERS}"
-        )
-    if values.lr_scheduler == "const-cooldown" and values.epochs_cooldown is None:
-        raise ValueError("lr-scheduler: const-cooldown needs the option epochs-cooldown")
-    return values
-
-
-def _check_name(name: object) -> None:
-    known = _known_options()[1]
-    if name in _BY_SIMGAP:
-        raise ValueError(f"{name}: not to be set here: {_BY_SIMGAP[str(name)]}")
-    if name not in known:
-        free = [one for one in known if one not in _BY_SIMGAP]
-        near = get_close_matches(str(name).lstrip("-").replace("_", "-"), free, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name!r} is no option of open_clip_train{hint}")
-
-
-def _arguments(options: Mapping[str, object]) -> list[str]:
-    """Write options as command-line arguments."""
-    known = _known_options()[1]
-    arguments: list[str] = []
-    for name, value in options.items():
-        action = known[name]
-        if action.nargs == 0:
-            if not isinstance(value, bool):
-                raise ValueError(f"{name}: a flag, expected true or false, got {value!r}")
-            arguments += [f"--{name}"] if value else []
-        elif value is not None:
-            arguments += _argument(name, value, action.nargs)
-    return arguments
-
-
-def _argument(name: str, value: object, nargs: int | str | None) -> list[str]:
-    if nargs == "*":  # key=value pairs
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{name}: expected a mapping, got {value!r}")
-        return [f"--{name}", *(f"{key}={one}" for key, one in value.items())]
-    if isinstance(value, list | tuple) and nargs is not None:
-        return [f"--{name}", *map(str, value)]
-    if isinstance(value, bool | list | tuple | Mapping):
-        raise ValueError(f"{name}: expected one value, got {value!r}")
-    return [f"--{name}={value}"]
 
 
 def train(
@@ -176,8 +44,8 @@ def train(
         model: an open_clip model name, or the path of a JSON configuration.
         shards: WebDataset tars with a jpg, png or webp and a txt for each sample.
         folder: the working folder of this training and no other.
-        options: open_clip_train's options (see `check_options`); `train-num-samples`, the samples
-            of an epoch, is required.
+        options: open_clip_train's options (see `training_options`); `train-num-samples`, the
+            samples of an epoch, is required.
         threads: torch's threads while training; as they are if None.
         on_progress: called with (samples seen, samples in all) as often as open_clip_train logs.
 
@@ -190,7 +58,7 @@ def train(
         FloatingPointError: if the loss is no longer a number.
         RuntimeError: if the device is absent, an epoch ended early, or open_clip_train gave up.
     """
-    values = _parse(options)
+    values = parse(options)
     if values.train_num_samples is None:
         raise ValueError("train-num-samples, the samples of an epoch, is required")
     from pipeline.models import register_model, resolve_device
@@ -203,10 +71,10 @@ def train(
         raise ValueError(f"{folder}: open_clip_train can't write to a path with '::'")
     checkpoint = folder / "checkpoints" / "epoch_latest.pt"
     if _finished_epochs(checkpoint, values.epochs) < values.epochs:
-        arguments = [*_arguments(options), *_own_arguments(name, shards, folder)]
+        words = [*arguments(options), *_own_arguments(name, shards, folder)]
         watcher = _Watcher(values.epochs, on_progress)
         with _threads(threads), _own_log(watcher), _reproducible_data():
-            _call(arguments, folder)
+            _call(words, folder)
         if _finished_epochs(checkpoint, values.epochs) != values.epochs:
             raise RuntimeError(f"{folder}: open_clip_train ended early; see {folder / 'out.log'}")
     _drop_redundant(checkpoint)
@@ -306,17 +174,6 @@ def _drop_redundant(checkpoint: Path) -> None:
 
 
 @contextmanager
-def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
-    """Exchange an attribute of a module for a while."""
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
-
-
-@contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     import torch
 
@@ -356,7 +213,7 @@ def _own_log(watcher: _Watcher) -> Iterator[None]:
     for handler in handlers:
         handler.addFilter(of_caller)
     try:
-        with _replaced(open_clip_train.main, "setup_logging", set_up):
+        with replaced(open_clip_train.main, "setup_logging", set_up):
             yield
     finally:
         for handler in handlers:
@@ -391,7 +248,7 @@ def _reproducible_data() -> Iterator[None]:
             stages.append(_refuse_empty)
         return info
 
-    with _replaced(data, "get_wds_dataset", get_wds_dataset):
+    with replaced(data, "get_wds_dataset", get_wds_dataset):
         yield
 
 

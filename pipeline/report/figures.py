@@ -18,7 +18,7 @@ from pipeline.report.words import RHO, correlation, cosine
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NARROW_BIN = 0.01
+_HISTOGRAM_BINS = (0.05, 0.02, 0.01)
 _TICK = 0.05
 _MARKERS = {"full": "o", "near": "v", "control": "s"}
 _DASHES = {"full": "-", "near": "-", "control": (0, (4, 2))}
@@ -55,7 +55,8 @@ def _ends(values: Array) -> tuple[float, float]:
 
 def draw_similarities(queries: Queries, limits: tuple[float, float]) -> str:
     """Histogram of nearest-neighbour similarity, pool against reference, as SVG."""
-    edges = np.linspace(*limits, round((limits[1] - limits[0]) / _NARROW_BIN) + 1)
+    width = min(_histogram_bin(one.similarity) for one in (queries.pool, queries.reference))
+    edges = np.linspace(*limits, round((limits[1] - limits[0]) / width) + 1)
     with drawing(f"similarity {queries.name}", 5.2, 2.9) as figure:
         axes = figure.add_subplot()
         for name, found, dash in (
@@ -70,6 +71,16 @@ def draw_similarities(queries: Queries, limits: tuple[float, float]) -> str:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2)
         return as_svg(figure)
+
+
+def _histogram_bin(values: Array) -> float:
+    """The width that Freedman and Diaconis give, rounded down to a plain number."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return _HISTOGRAM_BINS[0]
+    low, high = np.quantile(values, (0.25, 0.75))
+    ideal = 2 * (high - low) / len(values) ** (1 / 3)
+    return next((width for width in _HISTOGRAM_BINS if width <= ideal), _HISTOGRAM_BINS[-1])
 
 
 def _draw_histogram(axes: Axes, name: str, found: Neighbours, edges: Array, dash: str) -> None:
@@ -150,7 +161,7 @@ def _draw_counts(axes: Axes, bins: Sequence[Bin]) -> None:
 def short_count(count: int) -> str:
     """A count in at most four characters: 987, 1.2k, 45k, 3.1M."""
     for unit, size in (("M", 10**6), ("k", 10**3)):
-        if count >= size:
+        if count >= 0.9995 * size:
             value = count / size
             return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
     return str(count)

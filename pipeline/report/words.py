@@ -126,12 +126,9 @@ def _over_tests(split: SplitResult, tests: Sequence[str]) -> Score:
 
 def _change(mine: Score, full: Score) -> str:
     change = 100 * (mine.mean - full.mean)
-    verb = {
-        "rise": "rises from",
-        "fall": "falls from",
-        "same": "hardly changes, from",
-    }[direction(change)]
-    return f" {verb} {_said(full)} to {_said(mine)} ({points(change)} points)"
+    by = f"{points(change)[1:]} points"
+    how = {"rise": f"rises by {by}", "fall": f"falls by {by}", "same": "hardly changes"}
+    return f" {how[direction(change)]}, from {_said(full)} to {_said(mine)}"
 
 
 def _against_control(mine: Score, random: Score | None) -> str:

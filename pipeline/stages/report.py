@@ -72,7 +72,6 @@ class Report:
         return {"bytes": len(page)}
 
     def _provenance(self) -> dict[str, Any]:
-        study = self.experiment
         return {
             "Experiment": str(self.run_layout.experiment),
             "Made": time.strftime("%Y-%m-%d %H:%M"),
@@ -80,9 +79,6 @@ class Report:
             "Code": code_version() or "not under version control",
             "Versions": [f"{name} {_version(name)}" for name in _PACKAGES]
             + [f"Python {platform.python_version()}"],
-            "Embedder": f"{study.embedder.model}, {study.embedder.pretrained}",
-            "Trained model": study.training.model,
-            "Seeds": ", ".join(str(seed) for seed in study.training.seeds),
         }
 
 

@@ -13,7 +13,8 @@ from open_clip_train import data, main
 
 from pipeline.data.world.__main__ import main as draw_world
 from pipeline.data.world.build import MODEL
-from pipeline.training import check_options, train
+from pipeline.training import train
+from pipeline.training_options import check_options
 
 STEPS: dict[str, Any] = {
     "train-num-samples": 64,
@@ -268,7 +269,7 @@ def test_right_options_pass() -> None:
 
 def test_options_are_checked_without_torch() -> None:
     code = (
-        "import sys; from pipeline.training import check_options; check_options({'lr': 1})\n"
+        "import sys; from pipeline.training_options import check_options; check_options({'lr': 1})\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

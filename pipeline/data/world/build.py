@@ -25,11 +25,19 @@ from typing import Any
 
 from hpc.files import atomic_path, read_json, write_json, write_text
 from pipeline import __version__
-from pipeline.data.world.plan import CLASSES, POOL, REFERENCE, TEST_STYLES, Parameters, Part, parts
+from pipeline.data.world.plan import (
+    CLASSES,
+    EMBEDDER,
+    EMBEDDER_TRAINING,
+    MODEL,
+    POOL,
+    REFERENCE,
+    TEST_STYLES,
+    Parameters,
+    Part,
+    parts,
+)
 
-MODEL = "mini-effnet-48.json"
-EMBEDDER = "embedder.pt"
-EMBEDDER_TRAINING = "embedder-training"
 WORLD = "world.json"
 _PARAMETERS = "parameters.json"
 _UNFINISHED = ".unfinished"

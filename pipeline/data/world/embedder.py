@@ -8,8 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpc.files import atomic_path
-from pipeline.data.world.build import EMBEDDER, EMBEDDER_TRAINING, MODEL
-from pipeline.data.world.plan import BATCH_SIZE, EPOCHS, POOL, Parameters, parts
+from pipeline.data.world.plan import (
+    BATCH_SIZE,
+    EMBEDDER,
+    EMBEDDER_TRAINING,
+    EPOCHS,
+    MODEL,
+    POOL,
+    Parameters,
+    parts,
+)
 
 _THREADS = 2
 """Fixed, so that the number of cores does not change the weights; so small a model needs few."""

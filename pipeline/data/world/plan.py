@@ -12,6 +12,9 @@ CLASSES = (
 )
 REFERENCE = "reference"
 POOL = "pool"
+MODEL = "mini-effnet-48.json"
+EMBEDDER = "embedder.pt"
+EMBEDDER_TRAINING = "embedder-training"
 TEST_STYLES = {
     "val": "photo",
     "v2": "v2",

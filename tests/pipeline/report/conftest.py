@@ -107,7 +107,7 @@ class Study:
             path = self.folder / name / key
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture(style, label, self.random))
-        rows = np.stack([self._vector(style, label) for label in labels])
+        rows = np.stack([self._vector(style, label) for label in labels.tolist()])
         sources = [{"path": str(self.folder / name)}]
         return self._embeddings(name, index, rows, keys, labels, sources)
 
@@ -203,7 +203,8 @@ class Study:
                 split = self.experiment.splits[split.random.like]
             columns = [list(self.tests).index(test) for test in split.near or []]
             keep = np.concatenate([~one[:, columns].any(axis=1) for one in near])
-            arrays = {"keep": np.packbits(keep), "rows": np.array([*map(len, near)], np.int64)}
+            rows = np.array([len(one) for one in near], dtype=np.int64)
+            arrays: dict[str, Array] = {"keep": np.packbits(keep), "rows": rows}
             attributes = {"split": name, "definition": f"the definition of {name}",
                           "rows_total": total, "kept": int(keep.sum())}  # fmt: skip
             artifacts.write(self.layout.mask(name), artifacts.MASK, "d", arrays, attributes)
