@@ -140,10 +140,10 @@ class Ledger:
         return self.run / "attempts" / stage / f"{task}.json"
 
     def attempt(self, stage: str, task: str) -> dict[str, Any] | None:
-        """The latest attempt that has not finished, if there is one."""
+        """The latest attempt that has not finished, if there is one that can be read."""
         try:
             return dict(read_json(self.attempt_path(stage, task)))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
 
     def write_attempt(self, stage: str, task: str, record: Mapping[str, Any]) -> None:

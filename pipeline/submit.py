@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import os
 import shlex
+import signal
 import socket
 import sys
 import time
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.experiment import ExperimentError
 
     try:
+        signal.signal(signal.SIGTERM, _interrupt)
         return _submit(arguments)
     except (ExperimentError, ProfileError, FileNotFoundError, RunIsBusy, ValueError) as error:
         print(f"simgap submit: {error}", file=sys.stderr)
@@ -98,6 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: jobs ended; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End as by Ctrl-C: the jobs end too."""
+    raise KeyboardInterrupt
 
 
 class RunIsBusy(Exception):

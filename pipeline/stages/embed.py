@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hpc.stage import Context, Recipe, Task
 from pipeline import artifacts
 from pipeline.experiment import Embedder, ImageSet, Pool, ReferenceSet, TestSet
@@ -100,11 +102,8 @@ class Embed:
             ValueError: counts don't add up, the source has changed since submission, or more
                 than `max_bad_fraction` of the images can't be used.
         """
-        import numpy as np
-
         from pipeline.models import job_device, load_embedder
 
-        started = time.time()
         embedder = load_embedder(
             self.embedder.model,
             self.embedder.pretrained,
@@ -112,21 +111,28 @@ class Embed:
             device=job_device(self.embedder.device, context.resources.gpus),
         )
         images, max_bad = self._images(task)
-        loaded = time.time()
+        started = time.time()
         rows, used = self._embed(images, embedder, context)
         skipped = Counter(reason for _, reason in images.skipped)
         _check_counts(task.name, images, len(used), skipped, max_bad)
-        arrays = {
-            "embedding": rows,
-            "key": artifacts.encode_text([images.keys[position] for position in used]),
-            "shard": np.array([images.shards[position] for position in used], dtype=np.int32),
-            "skipped_key": artifacts.encode_text([key for key, _ in images.skipped]),
-            "skipped_reason": artifacts.encode_text([reason for _, reason in images.skipped]),
+        artifacts.write(
+            task.outputs[0],
+            artifacts.EMBEDDINGS,
+            context.digest,
+            _arrays(images, rows, used),
+            self._attributes(images, embedder),
+        )
+        rate = round(len(used) / max(time.time() - started, 1e-9), 1)
+        return {
+            "read": images.read,
+            "used": len(used),
+            "skipped": dict(skipped),
+            "faults": images.faults,
+            "images_per_second": rate,
         }
-        if images.labels is not None:
-            labels = [images.labels[position] for position in used]
-            arrays["label"] = np.array(labels, dtype=np.int32)
-        attributes = {
+
+    def _attributes(self, images: _Images, embedder: Any) -> dict[str, Any]:
+        return {
             "model": Path(self.embedder.model).stem,
             "pretrained": self.embedder.pretrained,
             "precision": f"{embedder.precision} on {embedder.device}",
@@ -136,21 +142,9 @@ class Embed:
             "read": images.read,
             "faults": images.faults,
         }
-        artifacts.write(task.outputs[0], artifacts.EMBEDDINGS, context.digest, arrays, attributes)
-        rate = round(len(used) / max(time.time() - loaded, 1e-9), 1)
-        return {
-            "read": images.read,
-            "used": len(used),
-            "skipped": dict(skipped),
-            "faults": images.faults,
-            "images_per_second": rate,
-            "loading_seconds": round(loaded - started, 1),
-        }
 
     def _embed(self, images: _Images, embedder: Any, context: Context) -> tuple[Any, list[int]]:
         """Embed what decodes; returns (n, d) float16 and the positions of the rows."""
-        import numpy as np
-
         from pipeline.data.loader import load_images
         from pipeline.models import encode_images
 
@@ -226,6 +220,21 @@ def _set_images(images: ImageSet, labels: range) -> _Images:
         classes={"ids": list(classes.ids), "names": list(classes.names)},
         read=len(found),
     )
+
+
+def _arrays(images: _Images, rows: Any, used: Sequence[int]) -> dict[str, Any]:
+    """The datasets of an embeddings file, from its images and the positions of the used ones."""
+    arrays = {
+        "embedding": rows,
+        "key": artifacts.encode_text([images.keys[position] for position in used]),
+        "shard": np.array([images.shards[position] for position in used], dtype=np.int32),
+        "skipped_key": artifacts.encode_text([key for key, _ in images.skipped]),
+        "skipped_reason": artifacts.encode_text([reason for _, reason in images.skipped]),
+    }
+    if images.labels is not None:
+        labels = [images.labels[position] for position in used]
+        arrays["label"] = np.array(labels, dtype=np.int32)
+    return arrays
 
 
 def _check_counts(

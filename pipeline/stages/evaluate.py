@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
 from pipeline.experiment import Evaluation, TestSet, Training
@@ -63,8 +65,6 @@ class Evaluate:
         Raises:
             ValueError: more than `max_bad_fraction` of the images can't be used.
         """
-        import numpy as np
-
         split, seed, test = _parts(task.name)
         keys, labels, logits, skipped = self._logits(split, seed, test, context)
         bad, limit = len(skipped), self.tests[test].max_bad_fraction
@@ -112,8 +112,6 @@ class Evaluate:
         self, split: str, seed: int, test: str, context: Context
     ) -> tuple[list[str], Any, Any, list[tuple[str, str]]]:
         """Keys, labels (m,) int32 and logits (m, c) float32 of the usable images; and the rest."""
-        import numpy as np
-
         from pipeline.data.folders import list_images
         from pipeline.data.loader import Source, load_images
         from pipeline.models import (
@@ -172,8 +170,6 @@ def class_accuracy(correct: Any, labels: Any, classes: int) -> Any:
     Returns:
         (c,) float64; nan for a class without images.
     """
-    import numpy as np
-
     images = np.bincount(labels, minlength=classes)
     hits = np.bincount(labels, weights=correct, minlength=classes)
     return np.where(images, hits / np.maximum(images, 1), np.nan)

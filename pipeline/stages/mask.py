@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts, selection
 from pipeline.experiment import Pool, Split
@@ -47,18 +49,13 @@ class Mask:
 
     def run(self, task: Task, context: Context) -> dict[str, Any]:
         """Write a split's keep mask."""
-        import numpy as np
-
-        count = len(pool_groups(self.pool))
-        files = [
-            self._file(index, selection.tests_of(self.splits, task.name), np)
-            for index in range(count)
-        ]
+        tests = selection.tests_of(self.splits, task.name)
+        files = [self._file(index, tests) for index in range(len(pool_groups(self.pool)))]
         packed, kept = [np.empty(0, dtype=np.uint8)], 0
         for index, rows in enumerate(selection.keep(self.splits, task.name, files)):
             packed.append(np.packbits(rows))
             kept += int(rows.sum())
-            context.progress(index + 1, count, "files")
+            context.progress(index + 1, len(files), "files")
         total = sum(file.rows for file in files)
         artifacts.write(
             task.outputs[0],
@@ -77,7 +74,7 @@ class Mask:
         )
         return {"rows": total, "kept": kept}
 
-    def _file(self, index: int, tests: list[str], np: Any) -> selection.PoolFile:
+    def _file(self, index: int, tests: list[str]) -> selection.PoolFile:
         if not tests:
             path = self.run_layout.embeddings(POOL, index)
             embeddings = artifacts.read(path, artifacts.EMBEDDINGS)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
 from pipeline.experiment import ReferenceSet, Similarity, TestSet
@@ -57,8 +59,6 @@ class Reference:
 
     def run(self, task: Task, context: Context) -> dict[str, Any]:
         """Find the nearest reference images of a test set's images."""
-        import numpy as np
-
         import kernels
         from pipeline.models import job_device
 

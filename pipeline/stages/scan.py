@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
 from pipeline.experiment import Pool, Similarity
@@ -61,8 +63,6 @@ class Scan:
             ValueError: rows are not finite or not of length one, or dimensions differ; the
                 message names the file and the row.
         """
-        import numpy as np
-
         import kernels
         from pipeline.models import job_device
 
@@ -104,8 +104,6 @@ class Scan:
 
     def _queries(self) -> tuple[Any, Any, Any]:
         """All test images: embeddings (M, D), thresholds (M,), offsets (S + 1,)."""
-        import numpy as np
-
         paths = [self.run_layout.embeddings(test, 0) for test in self.tests]
         rows = [artifacts.read(path, artifacts.EMBEDDINGS)["embedding"] for path in paths]
         taus = [
@@ -117,8 +115,6 @@ class Scan:
 
     def _nothing(self, queries: int) -> dict[str, Any]:
         """What an embeddings file without rows gives."""
-        import numpy as np
-
         sets, k = len(self.tests), self.similarity.neighbours
         return {
             "near": np.zeros((0, sets), dtype=bool),
