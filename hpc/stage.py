@@ -66,6 +66,8 @@ class Context:
     """What a running task is told about its surroundings."""
 
     digest: str
+    inputs: Mapping[str, str]
+    """Fingerprint of the content of each input."""
     resources: Resources
     progress: Progress
 

@@ -107,7 +107,10 @@ class _Runner:
                 progress = _ProgressRecord(self.ledger, self.stage.name, name, record, self.say)
                 progress.write(0, 0, "")
                 context = Context(
-                    digest=entry["digest"], resources=self.resources, progress=progress
+                    digest=entry["digest"],
+                    inputs=fingerprints,
+                    resources=self.resources,
+                    progress=progress,
                 )
                 counts = self.stage.run(task, context)
                 self.ledger.finished(

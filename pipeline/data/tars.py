@@ -149,7 +149,9 @@ class _Archive:
             tar = tarfile.open(  # noqa: SIM115 - closing it is closing self.file
                 fileobj=self.file, mode="r:", encoding="utf-8", errors="surrogateescape"
             )
-            while (info := tar.next()) is not None and tar.offset > end:
+            # Opening reads the first header; at offset 0 there was none, and Python 3.10's `next`
+            # would seek to before the file.
+            while tar.offset and (info := tar.next()) is not None and tar.offset > end:
                 tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
                 end = tar.offset
                 if info.issparse():

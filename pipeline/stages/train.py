@@ -68,14 +68,15 @@ class Train:
     def run(self, task: Task, context: Context) -> dict[str, Any]:
         """Train one model; a training that was cut off goes on from its last whole epoch.
 
-        The working folder carries the digest, so a training with other settings never resumes
-        from these checkpoints.
+        The working folder's name is a hash of the settings and of the subset's content, so a
+        training never resumes from the checkpoints of another.
         """
         split, _, seed = task.name.rpartition("/seed-")
         folder = self.run_layout.training(split, int(seed))
-        work = folder / f"work-{context.digest}"
-        if not work.exists() and self._is_published(task, context.digest):
-            return dict(read_json(folder / RECORD)["counts"])
+        identity = artifacts.fingerprint({"": context.digest, **context.inputs})
+        if (counts := self._published(task, context.digest, identity)) is not None:
+            return counts
+        work = folder / f"work-{identity}"
         subset = self.run_layout.subset(split)
         sizes = read_json(subset / SIZES)
         started = time.time()
@@ -88,7 +89,17 @@ class Train:
             on_progress=lambda done, total: context.progress(done, total, "samples"),
         )
         counts = {"samples": sum(sizes.values()), "training_seconds": time.time() - started}
-        _publish(work, checkpoint, task.outputs[0], context.digest, counts)
+        for source, name in ((checkpoint, "checkpoint.pt"), (work / "out.log", "out.log")):
+            with atomic_path(folder / name) as temporary:
+                _link_or_copy(source, temporary)
+        record = {
+            "digest": context.digest,
+            "identity": identity,
+            "xxh3": artifacts.hash_file(task.outputs[0]),
+            "counts": counts,
+        }
+        write_json(folder / RECORD, record)  # from here on it is published
+        _drop_work(folder)
         return counts
 
     def _options(self, seed: int, samples: int) -> dict[str, Any]:
@@ -102,29 +113,23 @@ class Train:
             "seed": seed,
         }
 
-    def _is_published(self, task: Task, digest: str) -> bool:
+    def _published(self, task: Task, digest: str, identity: str) -> dict[str, Any] | None:
+        """The counts of this very training, if a kill came between its end and its marker."""
         try:
             self.check(task, digest)
         except OutputError:
-            return False
-        return True
+            return None
+        folder = task.outputs[0].parent
+        record = read_json(folder / RECORD)
+        if record["identity"] != identity:
+            return None
+        _drop_work(folder)
+        return dict(record["counts"])
 
 
-def _publish(
-    work: Path, checkpoint: Path, final: Path, digest: str, counts: dict[str, Any]
-) -> None:
-    """Give a finished training's files their final names, then drop its working folder.
-
-    In this order a kill at any instant leaves either the working folder, from which everything is
-    published again, or all final files.
-    """
-    for source, target in ((checkpoint, final), (work / "out.log", final.with_name("out.log"))):
-        with atomic_path(target) as temporary:
-            _link_or_copy(source, temporary)
-    record = {"digest": digest, "xxh3": artifacts.hash_file(final), "counts": counts}
-    write_json(final.with_name(RECORD), record)
-    for folder in final.parent.glob("work-*"):
-        shutil.rmtree(folder)
+def _drop_work(folder: Path) -> None:
+    for work in folder.glob("work-*"):
+        shutil.rmtree(work)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -378,3 +378,30 @@ def test_typing_the_wrong_thing(finished: SmallStudy, words: tuple[str, ...], me
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_training_killed_after_its_end_is_not_done_again(study: SmallStudy) -> None:
+    """A kill after the checkpoint is published and before the marker is written."""
+    name = "train/full/seed-0"
+    marker = study.markers()[name]
+    (study.run / f"done/{name}.{marker['digest']}.json").unlink()
+    checkpoint = Layout(study.run).checkpoint("full", 0)
+    leftover = checkpoint.parent / "work-of-a-killed-clean-up"
+    leftover.mkdir()
+    before = checkpoint.stat().st_mtime_ns
+    study.submit("--until", "train")
+    assert checkpoint.stat().st_mtime_ns == before
+    assert not leftover.exists()
+    assert study.markers()[name]["fingerprints"] == marker["fingerprints"]
+
+
+def test_a_damaged_checkpoint_is_trained_again_to_the_same_weights(study: SmallStudy) -> None:
+    import torch
+
+    checkpoint = Layout(study.run).checkpoint("full", 0)
+    good = torch.load(checkpoint, weights_only=True)["state_dict"]
+    os.truncate(checkpoint, checkpoint.stat().st_size - 100)
+    assert _to_run(study) == {"train": 1, "evaluate": 2, "report": 1}
+    study.submit()
+    again = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(again[name], weights) for name, weights in good.items())
