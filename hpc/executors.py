@@ -225,7 +225,23 @@ class _LocalStage:
             stderr_to_stdout=True,
         )
         worker = Worker(self.plan.path, self.stage.stage, element)
-        return executor.submit(LocalJob(worker))
+        # Each job has a process that watches over it; an interrupt makes that print a traceback.
+        with _errors_to(self.plan.run / "logs" / self.stage.stage / "controllers.log"):
+            return executor.submit(LocalJob(worker))
+
+
+@contextmanager
+def _errors_to(path: Path) -> Iterator[None]:
+    """Let processes that are started meanwhile write their standard error to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    terminal = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _wait(job: Any, seconds: float = 10) -> None:

@@ -94,15 +94,14 @@ class StageReporter:
     def stage_ends(self, stage: StagePlan, failed: Sequence[str], blocked: Sequence[str]) -> None:
         """Show how the stage ended."""
         done = len(self._digests) - len(failed) - len(blocked)
-        words = [
-            f"{done} of {len(self._digests)} tasks done in {clock(time.time() - self._started)}"
-        ]
-        words += [f"{len(failed)} FAILED"] if failed else []
-        words += [f"{len(blocked)} not started, an input failed"] if blocked else []
-        line = f"{stage.stage}: {', '.join(words)}"
+        faults = [f"{len(failed)} FAILED"] if failed else []
+        faults += [f"{len(blocked)} not started, an input failed"] if blocked else []
+        seconds = time.time() - self._started
+        summary = f"{done} of {len(self._digests)} tasks done in {clock(seconds)}"
+        line = f"{stage.stage}: {', '.join([summary, *faults])}"
         self._log.keep(line)
         if self._live:
-            self._live.update(self._bar, completed=done, words=line.partition(": ")[2])
+            self._live.update(self._bar, completed=done, words=", ".join(faults))
         else:
             print(line, flush=True)
         for name in failed:
