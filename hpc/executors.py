@@ -8,6 +8,7 @@ The only module that imports submitit.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -126,6 +127,9 @@ def run_local(plan: Plan, reporter: Reporter, environment: Mapping[str, str]) ->
         The tasks, as `stage/task`, that failed or could not start.
     """
 
+    if "%j" in str(plan.run):
+        raise ValueError(f"{plan.run}: '%j' in a run's path would be read as a job's id")
+
     def run_elements(stage: StagePlan, elements: Sequence[int], poll: Callable[[], None]) -> None:
         _LocalStage(plan, stage).run(elements, poll)
 
@@ -226,7 +230,8 @@ class _LocalStage:
         )
         worker = Worker(self.plan.path, self.stage.stage, element)
         # Each job has a process that watches over it; an interrupt makes that print a traceback.
-        with _errors_to(self.plan.run / "logs" / self.stage.stage / "controllers.log"):
+        errors = self.plan.run / "logs" / self.stage.stage / "controllers.log"
+        with _errors_to(errors), _interruptible():
             return executor.submit(LocalJob(worker))
 
 
@@ -242,6 +247,22 @@ def _errors_to(path: Path) -> Iterator[None]:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let processes that are started meanwhile be ended by SIGINT, the way jobs are cancelled.
+
+    A shell without job control starts a command with `&` deaf to it, and its children with it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
 
 
 def _wait(job: Any, seconds: float = 10) -> None:

@@ -39,7 +39,7 @@ class Assessment:
     """Digest of each part."""
     state: str
     """done, missing (never ran), stale (ran with another digest), damaged (outputs changed or gone)
-    or again (an input is made again)."""
+    or again (an input is made again, or has other content than the one that was used)."""
     reason: str
     """Why it has to run, in words; empty when done."""
     marker: Marker | None = None
@@ -109,7 +109,7 @@ def _assess_task(
             if again := _made_again(task.recipe.inputs, assessed):
                 state, reason = AGAIN, f"its input {again} is made again"
             elif other := _other_content(marker, assessed):
-                state, reason = STALE, f"its input {other} was made again and came out different"
+                state, reason = AGAIN, f"its input {other} was made again and came out different"
     return Assessment(
         stage=stage.name,
         task=task,

@@ -84,7 +84,7 @@ def survey(
 
 def _count_open(status: StageStatus, item: Assessment, ledger: Ledger) -> None:
     attempt = ledger.attempt(item.stage, item.task.name)
-    if attempt and attempt["digest"] == item.digest:
+    if attempt and attempt.get("digest") == item.digest:
         if attempt["state"] == "failed":
             status.failed[item.task.name] = attempt
             return
@@ -97,13 +97,24 @@ def _count_open(status: StageStatus, item: Assessment, ledger: Ledger) -> None:
         status.stale += 1
 
 
-def watch(stage: str, digests: Mapping[str, str], ledger: Ledger) -> StageStatus:
-    """Count the tasks of a stage while it runs, from markers and attempts alone (cheap)."""
+def watch(
+    stage: str, digests: Mapping[str, str], ledger: Ledger, since: float = 0.0
+) -> StageStatus:
+    """Count the tasks of a stage while it runs, from markers and attempts alone (cheap).
+
+    Args:
+        stage: its name.
+        digests: today's digest of each task.
+        ledger: the run's markers and attempts.
+        since: when the stage's first job started; older attempts don't count.
+    """
     status = StageStatus(stage, total=len(digests))
     for task, digest in digests.items():
         attempt = ledger.attempt(stage, task)
         if attempt is None:
             status.done += ledger.marker_path(stage, task, digest).exists()
+        elif attempt.get("digest") != digest or attempt["started"] < since:
+            continue  # of an earlier submission
         elif attempt["state"] == "failed":
             status.failed[task] = attempt
         else:

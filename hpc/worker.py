@@ -11,6 +11,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,18 +134,16 @@ class _Runner:
 
     def _record_failure(self, name: str, record: Mapping[str, Any], error: Exception) -> None:
         text = traceback.format_exc()
-        self.ledger.write_attempt(
-            self.stage.name,
-            name,
-            {
-                **record,
-                "state": "failed",
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": text,
-                "ended": time.time(),
-            },
-        )
         self.say(f"{name}: FAILED\n{text.rstrip()}")
+        failure = {
+            **record,
+            "state": "failed",
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": text,
+            "ended": time.time(),
+        }
+        with suppress(OSError):  # the disk may be full; the log has it already
+            self.ledger.write_attempt(self.stage.name, name, failure)
 
     def _is_done(self, task: Task, digest: str, inputs: Mapping[str, str]) -> bool:
         marker = self.ledger.marker(self.stage.name, task.name, digest)

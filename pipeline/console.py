@@ -79,7 +79,7 @@ class StageReporter:
         if now - self._looked < 1:
             return
         self._looked = now
-        status = watch(stage.stage, self._digests, self._ledger)
+        status = watch(stage.stage, self._digests, self._ledger, self._started)
         words = _in_words(status, now, stage.at_once)
         if self._live:
             completed = status.fraction * status.total

@@ -9,9 +9,10 @@ folder in which the command runs.
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,15 +58,19 @@ def _absolute_if_file(value: str) -> str:
 
 
 def _absolute_patterns(value: str | list[str]) -> str | list[str]:
-    if isinstance(value, str):
-        return str(_absolute(Path(value)))
-    return [str(_absolute(Path(item))) for item in value]
+    """Patterns below the current folder, whose own brackets and braces mean themselves."""
+    if not isinstance(value, str):
+        return [str(_absolute_patterns(item)) for item in value]
+    here = re.sub(r"([{},\\])", r"\\\1", glob.escape(str(Path.cwd())))
+    return value if os.path.isabs(value) else f"{here}/{os.path.normpath(value)}"
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 NameOrFile = Annotated[str, AfterValidator(_absolute_if_file)]
 Name = Annotated[str, Field(pattern=NAME)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -101,7 +106,9 @@ class TestSet(ImageSet):
     """A benchmark."""
 
     __test__ = False
-    threshold: Annotated[float, Field(ge=-1, le=1)] | Literal["reference"] = "reference"
+    threshold: Annotated[float, Field(ge=-1, le=1, strict=True)] | Literal["reference"] = (
+        "reference"
+    )
     """tau: the similarity to each image's nearest neighbour in the reference, or one number."""
 
 
@@ -116,7 +123,7 @@ class Embedder(Section):
     batch_size: Positive = 256
     workers: Annotated[int, Field(ge=0)] = 1
     """Processes that decode images while the model runs."""
-    device: str = "auto"
+    device: Device = "auto"
 
 
 class Similarity(Section):
@@ -125,14 +132,14 @@ class Similarity(Section):
     neighbours: Positive = 10
     """Nearest images kept for each test image (K)."""
     backend: str = "auto"
-    device: str = "auto"
+    device: Device = "auto"
 
 
 class RandomLike(Section):
     """A uniform sample of the pool, as large as another split."""
 
     like: str
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Split(Section):
@@ -151,7 +158,7 @@ class Split(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Split:
-        if len(self.model_fields_set) != 1:
+        if sum(value is not None for value in (self.all, self.near, self.random)) != 1:
             raise ValueError("expected exactly one of: all, near, random")
         return self
 
@@ -168,7 +175,7 @@ class Training(Section):
     """Per process (GPU)."""
     workers: Positive = 1
     """Data loading processes per GPU."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     splits: list[str] | None = None
     """Splits to train on; all of them if not given."""
     samples_per_shard: Positive = 10_000
@@ -185,7 +192,7 @@ class Evaluation(Section):
     precision: str = "fp32"
     batch_size: Positive = 256
     workers: Annotated[int, Field(ge=0)] = 1
-    device: str = "auto"
+    device: Device = "auto"
 
 
 class Report(Section):
@@ -231,6 +238,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "expected a word as key", key_node.start_mark
+                )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key_node.value!r} appears twice", key_node.start_mark
@@ -269,7 +280,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(item) for item in error.errors()]
+        faults = _merged(_fault(item, values) for item in error.errors())
     else:
         faults = list(_faults(experiment))
     if faults:
@@ -307,13 +318,37 @@ def _apply(values: dict[str, Any], override: str) -> None:
 Fault = tuple[YamlPath, str]
 
 
-def _fault(error: Any) -> Fault:
+def _merged(faults: Iterable[Fault]) -> list[Fault]:
+    """One fault for each place: of a value that may be this or that, each says why it is not."""
+    merged: dict[YamlPath, list[str]] = {}
+    for where, what in faults:
+        merged.setdefault(where, []).append(what)
+    return [(where, "; or ".join(dict.fromkeys(what))) for where, what in merged.items()]
+
+
+def _in_file(location: YamlPath, values: Any) -> YamlPath:
+    """The part of pydantic's location that is in the YAML, without its names of alternatives."""
+    path: list[str | int] = []
+    for key in location:
+        try:
+            values = values[key]
+        except (LookupError, TypeError):
+            continue
+        path.append(key)
+    return tuple(path)
+
+
+def _fault(error: Any, values: Any) -> Fault:
     """A pydantic error as a YAML path and words."""
-    where = tuple(key for key in error["loc"] if key != "[key]" and "[" not in str(key))
+    where = _in_file(error["loc"], values)
+    if error["type"] == "missing":
+        return (*where, error["loc"][-1]), "required, but not there"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return where, f"expected a mapping of keys to values, found {error['input']!r}"
     if error["type"] == "extra_forbidden":
         return where, f"unknown key; {_nearest(str(where[-1]), _keys_at(where[:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
-    found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r}"
+    found = "" if error["type"] == "value_error" else f", found {error['input']!r}"
     return where, message[0].lower() + message[1:] + found
 
 
@@ -367,6 +402,7 @@ def _faults(experiment: Experiment) -> Iterator[Fault]:
         yield from _split_faults(experiment, name)
     yield from _training_faults(experiment)
     yield from _template_faults(experiment)
+    yield from _choice_faults(experiment)
     missing = list(_path_faults(experiment))
     yield from missing
     yield from _model_faults(experiment)
@@ -435,9 +471,32 @@ def _training_faults(experiment: Experiment) -> Iterator[Fault]:
 def _template_faults(experiment: Experiment) -> Iterator[Fault]:
     templates = experiment.evaluation.templates
     for index, template in enumerate(templates if isinstance(templates, list) else []):
-        if template.count("{}") != 1:
+        if template.count("{}") != 1 or not _is_format(template):
             where = ("evaluation", "templates", index)
             yield where, f"expected exactly one {{}} for the class name, found {template!r}"
+
+
+def _is_format(template: str) -> bool:
+    try:
+        template.format("name")
+    except (ValueError, LookupError):
+        return False
+    return True
+
+
+def _choice_faults(experiment: Experiment) -> Iterator[Fault]:
+    import kernels
+    from pipeline.models import PRECISIONS
+
+    backends = ["auto", *kernels.BACKENDS]
+    for section, key, known in (
+        ("embedder", "precision", PRECISIONS),
+        ("evaluation", "precision", PRECISIONS),
+        ("similarity", "backend", backends),
+    ):
+        value = getattr(getattr(experiment, section), key)
+        if value not in known:
+            yield (section, key), f"unknown {key} {value!r}; {_nearest(value, list(known))}"
 
 
 def _path_faults(experiment: Experiment) -> Iterator[Fault]:

@@ -51,7 +51,7 @@ def in_words(splits: Splits, name: str) -> str:
         return f"random images, as many as in {split.random.like} (seed {split.random.seed})"
     if split.near:
         sets = ", ".join(split.near)
-        return f"without images nearer to an image of {sets} than the reference is"
+        return f"without images that are near to an image of {sets}"
     return "every usable image of the pool"
 
 

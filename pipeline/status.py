@@ -54,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is no run: it has no {path.name}")
-        _show(load_experiment(path, arguments.overrides))
-    except (ExperimentError, FileNotFoundError) as error:
+        experiment = load_experiment(path, arguments.overrides)
+        if folder.is_dir():  # wherever it has been moved to
+            place = {"runs": folder.resolve().parent, "name": folder.resolve().name}
+            experiment = experiment.model_copy(update=place)
+        _show(experiment)
+    except (ExperimentError, OSError) as error:
         print(f"simgap status: {error}", file=sys.stderr)
         return 2
     return 0

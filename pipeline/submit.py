@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         signal.signal(signal.SIGTERM, _interrupt)
         return _submit(arguments)
-    except (ExperimentError, ProfileError, FileNotFoundError, RunIsBusy, ValueError) as error:
+    except (ExperimentError, ProfileError, RunIsBusy, OSError, ValueError) as error:
         print(f"simgap submit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

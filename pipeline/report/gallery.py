@@ -17,9 +17,11 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.data.tars import Sample, index_shard, read_caption, read_span
-from pipeline.layout import POOL, Layout
+from pipeline.experiment import Experiment
+from pipeline.layout import POOL, REFERENCE, Layout
 from pipeline.report.similarity import Queries, Searched, column_of
 from pipeline.report.statistics import spread_over
+from pipeline.sources import pool_groups
 
 THUMBNAIL = 160
 """Pixels of the longer side, at most."""
@@ -54,12 +56,13 @@ class Card:
     """Whether the pool image is near to the test set, so that pruning for it removes the image."""
 
 
-def build_gallery(run: Layout, searched: Searched, count: int) -> dict[str, list[Card]]:
-    """For each test set, `count` images at even quantiles of their similarity to the pool.
+def build_gallery(experiment: Experiment, run: Layout, searched: Searched) -> dict[str, list[Card]]:
+    """For each test set, some images at even quantiles of their similarity to the pool.
 
     Files of embeddings and tars are opened only where a card needs them.
     """
-    shelf = _Shelf(run, searched.reference_files)
+    count = experiment.report.gallery
+    shelf = _Shelf(run, searched.reference_files, experiment)
     return {
         name: [_card(shelf, queries, row) for row in spread_over(queries.pool.similarity, count)]
         for name, queries in searched.queries.items()
@@ -69,8 +72,14 @@ def build_gallery(run: Layout, searched: Searched, count: int) -> dict[str, list
 class _Shelf:
     """Opens what cards need; each embeddings file once."""
 
-    def __init__(self, run: Layout, reference_files: Sequence[Path]) -> None:
+    def __init__(
+        self, run: Layout, reference_files: Sequence[Path], experiment: Experiment
+    ) -> None:
         self.run = run
+        self.shards = pool_groups(experiment.pool)
+        """The tars of each embeddings file of the pool, where they are today."""
+        self.folders = {REFERENCE: experiment.reference.images}
+        self.folders |= {name: test.images for name, test in experiment.tests.items()}
         self.reference_files = reference_files
         self._opened: dict[Path, Artifact] = {}
         self.samples = lru_cache(maxsize=4)(_samples_of)
@@ -96,11 +105,13 @@ def _card(shelf: _Shelf, queries: Queries, row: int) -> Card:
     in_reference, in_pool = int(reference.file[row]), int(pool.file[row])
     pool_row = int(pool.row[row])
     return Card(
-        _labelled(queries.embeddings, row),
+        _labelled(shelf.folders[queries.name], queries.embeddings, row),
         None
         if in_reference < 0
         else _labelled(
-            shelf.embeddings(shelf.reference_files[in_reference]), int(reference.row[row])
+            shelf.folders[REFERENCE],
+            shelf.embeddings(shelf.reference_files[in_reference]),
+            int(reference.row[row]),
         ),
         float(reference.similarity[row]),
         None if in_pool < 0 else _captioned(shelf, in_pool, pool_row),
@@ -109,19 +120,18 @@ def _card(shelf: _Shelf, queries: Queries, row: int) -> Card:
     )
 
 
-def _labelled(found: Artifact, row: int) -> Picture:
+def _labelled(folder: Path, found: Artifact, row: int) -> Picture:
     """An image of a test set or of the reference."""
     (key,) = found.text("key", slice(row, row + 1))
     says = found.attributes["classes"]["names"][int(found["label"][row])]
-    path = Path(found.attributes["sources"][0]["path"], key)
-    return _picture(key, says, path.read_bytes)
+    return _picture(key, says, (folder / key).read_bytes)
 
 
 def _captioned(shelf: _Shelf, file: int, row: int) -> Picture:
     """An image of the pool."""
     found = shelf.embeddings(shelf.run.embeddings(POOL, file))
     (key,) = found.text("key", slice(row, row + 1))
-    tar = Path(found.attributes["sources"][int(found["shard"][row])]["path"])
+    tar = shelf.shards[file][int(found["shard"][row])]
     try:
         sample = shelf.samples(tar)[key]
         caption = _one_line(read_caption(tar, sample))

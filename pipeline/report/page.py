@@ -81,7 +81,7 @@ def build_report(experiment: Experiment, run: Layout, provenance: Mapping[str, o
         curves=curves,
         accuracy={name: draw_accuracy(name, found) for name, found in curves.items()},
         classes=[table for test in results.tests if (table := _classes(run, results, test))],
-        gallery=build_gallery(run, searched, experiment.report.gallery),
+        gallery=build_gallery(experiment, run, searched),
         origins=_origins(experiment, searched, accounts.embedder) | dict(provenance),
     )
     # Names of files and samples need not be UTF-8; the page is.

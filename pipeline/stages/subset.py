@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from pipeline import artifacts
 from pipeline.data.tars import END_OF_ARCHIVE, Sample, copy_samples, index_shard
 from pipeline.experiment import Pool
 from pipeline.layout import POOL, Layout
-from pipeline.sources import pool_groups
+from pipeline.sources import file_identity, pool_groups
 
 SUMMARY = "subset.json"
 SIZES = "sizes.json"
@@ -53,25 +54,31 @@ class Subset:
         """Compare every tar with the hash taken when it was written."""
         folder = task.outputs[0]
         try:
-            summary = read_json(folder / SUMMARY)
-        except (OSError, ValueError) as error:
-            raise OutputError(f"{folder}: no readable {SUMMARY}: {error}") from error
-        if summary["digest"] != digest:
-            raise OutputError(f"{folder}: made for digest {summary['digest']}, expected {digest}")
-        for name, tar in summary["tars"].items():
-            found = artifacts.hash_file(folder / name)
-            if found != tar["xxh3"]:
+            made_for, tars = itemgetter("digest", "tars")(read_json(folder / SUMMARY))
+            sizes = read_json(folder / SIZES)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise OutputError(f"{folder}: no whole {SUMMARY} and {SIZES}: {error!r}") from error
+        if made_for != digest:
+            raise OutputError(f"{folder}: made for digest {made_for}, expected {digest}")
+        if sizes != {name: tar["samples"] for name, tar in tars.items()}:
+            raise OutputError(f"{folder / SIZES} is damaged: not the sizes in {SUMMARY}")
+        for name, tar in tars.items():
+            if artifacts.hash_file(folder / name) != tar["xxh3"]:
                 raise OutputError(f"{folder / name} is missing or damaged")
-        return {"": artifacts.fingerprint({n: tar["xxh3"] for n, tar in summary["tars"].items()})}
+        return {"": artifacts.fingerprint({name: tar["xxh3"] for name, tar in tars.items()})}
 
     def run(self, task: Task, context: Context) -> dict[str, Any]:
         """Copy the kept samples into new tars.
 
         Raises:
-            ValueError: a kept sample is no longer in its tar, or counts don't add up.
+            ValueError: the mask keeps nothing, a tar has changed since it was embedded, or counts
+                don't add up.
         """
         mask = artifacts.read(self.run_layout.mask(task.name), artifacts.MASK)
         kept = mask.attributes["kept"]
+        if not kept:
+            words = mask.attributes["definition"]
+            raise ValueError(f"the split {task.name} keeps no image ({words}): nothing to train on")
         with atomic_folder(task.outputs[0]) as folder:
             writer = _TarWriter(folder, self.samples_per_shard)
             for index in range(len(mask["rows"])):
@@ -97,10 +104,12 @@ class Subset:
         path = self.run_layout.embeddings(POOL, index)
         embeddings = artifacts.read(path, artifacts.EMBEDDINGS)
         keep = artifacts.keep_of(mask, index)
-        for number, source in enumerate(embeddings.attributes["sources"]):
+        for number, shard in enumerate(pool_groups(self.pool)[index]):
+            embedded = embeddings.attributes["sources"][number]["identity"]
+            if file_identity(shard) != embedded:
+                raise ValueError(f"{shard} has changed since it was embedded; submit again")
             rows = np.flatnonzero((embeddings["shard"] == number) & keep)
             if len(rows):
-                shard = Path(source["path"])
                 yield shard, _find(shard, embeddings.text("key", rows))
 
 

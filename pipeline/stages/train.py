@@ -56,12 +56,13 @@ class Train:
         checkpoint = task.outputs[0]
         try:
             record = read_json(checkpoint.with_name(RECORD))
-        except (OSError, ValueError) as error:
-            raise OutputError(f"{checkpoint.parent}: no readable {RECORD}: {error}") from error
-        if record["digest"] != digest:
-            raise OutputError(f"{checkpoint}: made for {record['digest']}, expected {digest}")
+            made_for, recorded = record["digest"], record["xxh3"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise OutputError(f"{checkpoint.parent}: no whole {RECORD}: {error!r}") from error
+        if made_for != digest:
+            raise OutputError(f"{checkpoint}: made for {made_for}, expected {digest}")
         found = artifacts.hash_file(checkpoint)
-        if found != record["xxh3"]:
+        if found != recorded:
             raise OutputError(f"{checkpoint} is missing or damaged")
         return {"": found}
 
@@ -121,7 +122,7 @@ class Train:
             return None
         folder = task.outputs[0].parent
         record = read_json(folder / RECORD)
-        if record["identity"] != identity:
+        if record.get("identity") != identity:
             return None
         _drop_work(folder)
         return dict(record["counts"])

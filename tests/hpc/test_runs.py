@@ -194,7 +194,9 @@ def test_kill_9_then_the_same_command(study: Study, victim: str) -> None:
     assert list(study.run.rglob("*.tmp*")) == []
 
 
-def test_an_exception_in_the_driver_ends_its_jobs(study: Study) -> None:
+@pytest.mark.parametrize("deaf", [False, True], ids=["terminal", "background"])
+def test_an_exception_in_the_driver_ends_its_jobs(study: Study, deaf: bool) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if deaf else None
     study.texts["b"] = "slow"
     reporter, ledger = Quiet(), Ledger(study.run)
 
@@ -203,9 +205,13 @@ def test_an_exception_in_the_driver_ends_its_jobs(study: Study) -> None:
             raise KeyboardInterrupt
 
     reporter.polls.append(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        study.submit(run_local, reporter)
-    assert not ledger.is_locked("write", "letters/b")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            study.submit(run_local, reporter)
+    finally:
+        if deaf:
+            signal.signal(signal.SIGINT, before)
+    _wait(lambda: not ledger.is_locked("write", "letters/b"))
     assert study.states()["write/letters/b"] == "missing"
 
 

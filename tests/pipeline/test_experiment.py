@@ -83,6 +83,15 @@ def test_a_good_experiment_loads_with_absolute_paths(values: dict[str, Any]) -> 
         ("training.splits=[fulll]", "training.splits.0: unknown split 'fulll'; did you mean 'full'?"),
         ("training.seeds=[0, 0]", "training.seeds: a seed appears twice"),
         ("training.options={learning-rate: 1}", "training.options: "),
+        ("tests.sketch.threshold=true", "tests.sketch.threshold: input should be a valid number, found True; or input should be 'reference'"),
+        ("tests.sketch=3", "tests.sketch: expected a mapping of keys to values, found 3"),
+        ("splits.pruned={near: null}", "splits.pruned: expected exactly one of: all, near, random"),
+        ("splits.control.random.seed=-1", "splits.control.random.seed: input should be greater than or equal to 0, found -1"),
+        ("training.epochs=true", "training.epochs: input should be a valid integer, found True"),
+        ("embedder.device=tpu", "embedder.device: string should match pattern"),
+        ("embedder.precision=fp3", "embedder.precision: unknown precision 'fp3'; did you mean 'fp32'?"),
+        ("similarity.backend=torch", "similarity.backend: unknown backend 'torch'; did you mean 'torch-cpu'?"),
+        ("evaluation.templates=['{}{']", "evaluation.templates.0: expected exactly one {}"),
         ("training.options={batch-size: 1}", "training.options.batch-size: give training.batch_size instead"),
         ("evaluation.templates=[a photo]", "evaluation.templates.0: expected exactly one {}"),
         ("tests.pool={images: val}", "tests.pool: 'pool' can't be the name of a test set"),
@@ -122,7 +131,7 @@ def test_missing_data_says_how_to_get_it(values: dict[str, Any]) -> None:
 
 def test_a_missing_section_is_named(values: dict[str, Any]) -> None:
     del values["embedder"]
-    with pytest.raises(ExperimentError, match="embedder: field required"):
+    with pytest.raises(ExperimentError, match="embedder: required, but not there"):
         _load(values)
 
 
@@ -154,3 +163,18 @@ def test_duplicate_keys_and_broken_yaml_are_refused(tmp_path: Path) -> None:
     path.write_text("- a\n")
     with pytest.raises(ExperimentError, match="expected a mapping"):
         load_experiment(path)
+
+
+def test_brackets_and_braces_of_the_current_folder_mean_themselves(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.data.tars import expand_shards
+
+    odd = tmp_path / "a [x] {b,c} *"
+    odd.mkdir()
+    for name in ("pool", "reference", "sketch", "val", "weights.pt"):
+        (tmp_path / name).rename(odd / name)
+    monkeypatch.chdir(odd)
+    for pattern in ("pool/*.tar", "pool/{00000..00000}.tar"):
+        values["pool"]["shards"] = pattern
+        assert expand_shards(_load(values).pool.shards) == [odd / "pool/00000.tar"]

@@ -84,8 +84,12 @@ def test_embeddings_are_those_of_the_model(finished: SmallStudy) -> None:
 
 
 def test_thresholds_and_masks_follow_their_definition(finished: SmallStudy) -> None:
+    _check_masks(finished)
+
+
+def _check_masks(study: SmallStudy) -> None:
     """The masks once more, from the stored embeddings and the formulas alone."""
-    run = Layout(finished.run)
+    run = Layout(study.run)
 
     def rows(name: str, files: int) -> np.ndarray:
         paths = [run.embeddings(name, index) for index in range(files)]
@@ -405,3 +409,67 @@ def test_a_damaged_checkpoint_is_trained_again_to_the_same_weights(study: SmallS
     study.submit()
     again = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(again[name], weights) for name, weights in good.items())
+
+
+def test_one_submission_repairs_everything_after_an_input_came_out_different(
+    study: SmallStudy,
+) -> None:
+    """Reference images rewritten in place are not seen, until their embeddings are made again."""
+    for image in (study.folder / "reference" / "cross").iterdir():
+        image.write_bytes(small.jpeg("sketch", 2, 1))
+    masks = _masks(study)
+    Layout(study.run).embeddings("reference", 0).unlink()
+    study.submit("--until", "embed")
+    printed = study.submit("--dry-run")
+    assert "was made again and came out different" in printed
+    assert _to_run(study)["train"] == 2  # all but full
+    study.submit("--until", "mask")
+    assert _masks(study) != masks
+    assert _to_run(study, "--until", "mask") == {}
+    _check_masks(study)
+
+
+def test_a_damaged_list_of_sizes_is_noticed(study: SmallStudy) -> None:
+    (Layout(study.run).subset("full") / "sizes.json").write_text('{"00000.tar": 20}')
+    assert _to_run(study) == {"subset": 1, "train": 1, "evaluate": 2, "report": 1}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "nonsense"])
+def test_damaged_records_are_no_crash(study: SmallStudy, text: str) -> None:
+    run = Layout(study.run)
+    run.checkpoint("full", 0).with_name("training.json").write_text(text)
+    os.utime(run.checkpoint("full", 0))
+    (run.subset("sketch-pruned") / "subset.json").write_text(text)
+    for path in (study.run / "attempts").rglob("*.lock"):
+        path.with_suffix(".json").write_text(text)
+    assert _to_run(study) == {"subset": 1, "train": 2, "evaluate": 4, "report": 1}
+    assert study.simgap("status", str(study.experiment)).returncode == 0
+
+
+def test_the_pool_may_move(study: SmallStudy) -> None:
+    (study.folder / "pool").rename(study.folder / "elsewhere")
+    moved = "pool.shards=elsewhere/*.tar"
+    assert _to_run(study, moved) == {}
+    shutil.rmtree(Layout(study.run).subset("full"))
+    study.submit(moved, "--until", "train", "--split", "full")
+    assert _to_run(study, moved) == {}
+
+
+def test_a_shard_that_changes_after_it_was_embedded_is_not_copied(study: SmallStudy) -> None:
+    from hpc.stage import Context, Resources
+    from pipeline.experiment import load_experiment
+    from pipeline.stages.subset import Subset
+
+    experiment = load_experiment(Layout(study.run).experiment, [f"runs={study.folder / 'runs'}"])
+    pool = experiment.pool.model_copy(update={"shards": str(study.folder / "pool/*.tar")})
+    stage = Subset(Layout(study.run), pool, ["full"], 20)
+    context = Context(digest="d", inputs={}, resources=Resources(), progress=lambda *_: None)
+    small.write_tar(study.folder / "pool/00001.tar", small.shard(7))
+    with pytest.raises(ValueError, match=r"00001\.tar has changed since it was embedded"):
+        stage.run(stage.tasks()[0], context)
+
+
+def test_a_split_that_keeps_nothing_says_so(study: SmallStudy) -> None:
+    done = study.simgap("submit", str(study.experiment), "tests.sketch.threshold=-1")
+    assert done.returncode == 1
+    assert "the split sketch-pruned keeps no image" in done.stdout
