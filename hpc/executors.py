@@ -125,8 +125,10 @@ def run_local(plan: Plan, reporter: Reporter, environment: Mapping[str, str]) ->
 
     Returns:
         The tasks, as `stage/task`, that failed or could not start.
-    """
 
+    Raises:
+        ValueError: the run's path can't be used.
+    """
     if "%j" in str(plan.run):
         raise ValueError(f"{plan.run}: '%j' in a run's path would be read as a job's id")
 
@@ -169,6 +171,9 @@ def _is_done(plan: Plan, stage: Stage, name: str) -> bool:
     marker = ledger.marker(stage.name, name, entry["digest"])
     if marker is None or ledger.attempt(stage.name, name) is not None:
         return False
+    inputs = {name: ledger.content(name, digest) for name, digest in entry["inputs"].items()}
+    if inputs != dict(marker.input_fingerprints):
+        return False  # it was made from other content, and its job never came to it
     try:
         ledger.verify(stage, task, marker)
     except OutputError:

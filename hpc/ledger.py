@@ -87,6 +87,20 @@ class Ledger:
         ]
         return sorted(filter(None, found), key=lambda marker: -marker.started)
 
+    def content(self, name: str, digest: str) -> str | None:
+        """The fingerprint of a task's result, or of a part of it, if it was made with this digest.
+
+        Args:
+            name: `stage/task`, or `stage/task#part`.
+            digest: of the task, or of the part.
+        """
+        producer, _, part = name.partition("#")
+        stage, _, task = producer.partition("/")
+        for marker in self.markers(stage, task):
+            if digest == (marker.parts.get(part) if part else marker.digest):
+                return marker.fingerprints[part]
+        return None
+
     def write_marker(self, stage: str, marker: Marker) -> None:
         """Record a finished task; markers of other digests are dropped, their outputs are gone."""
         path = self.marker_path(stage, marker.task, marker.digest)

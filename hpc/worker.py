@@ -161,18 +161,15 @@ class _Runner:
         Raises:
             ValueError: an input has not been made, or only with another digest.
         """
-        return {name: self._fingerprint(name, digest) for name, digest in inputs.items()}
-
-    def _fingerprint(self, name: str, digest: str) -> str:
-        producer, _, part = name.partition("#")
-        stage, _, task = producer.partition("/")
-        for marker in self.ledger.markers(stage, task):
-            made = marker.parts.get(part) if part else marker.digest
-            if made == digest:
-                return marker.fingerprints[part]
-        raise ValueError(
-            f"its input {name} is not there with digest {digest}: submit again to make it first"
-        )
+        found = {}
+        for name, digest in inputs.items():
+            content = self.ledger.content(name, digest)
+            if content is None:
+                raise ValueError(
+                    f"its input {name} is not there with digest {digest}: submit again to make it"
+                )
+            found[name] = content
+        return found
 
 
 class _ProgressRecord:

@@ -30,7 +30,9 @@ def test_the_readme_names_every_stage() -> None:
     assert re.findall(r"^\| (\w+) \| `", text, flags=re.M) == list(NAMES)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/experiment.md", "docs/log.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/experiment.md", "docs/log.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text())

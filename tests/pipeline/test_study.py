@@ -63,6 +63,25 @@ def test_the_folder_shows_the_flow(finished: SmallStudy) -> None:
     assert [path for path in finished.run.rglob("*") if path.name.endswith(".tmp")] == []
 
 
+def test_a_stage_uses_only_stages_before_it_and_writes_only_its_own_folder(
+    finished: SmallStudy,
+) -> None:
+    from pipeline.experiment import load_experiment
+    from pipeline.stages import NAMES, stages_of
+
+    stages = stages_of(load_experiment(Layout(finished.run).experiment))
+    assert tuple(stage.name for stage in stages) == NAMES
+    folders = []
+    for index, stage in enumerate(stages):
+        tasks = stage.tasks()
+        used = {name.split("/")[0] for task in tasks for name in task.recipe.inputs}
+        assert used <= set(NAMES[:index])
+        outputs = {output.relative_to(finished.run) for task in tasks for output in task.outputs}
+        (own,) = {output.parts[0] for output in outputs}
+        folders.append(own)
+    assert folders == sorted(set(folders))
+
+
 def test_embeddings_are_those_of_the_model(finished: SmallStudy) -> None:
     import open_clip
     import torch
