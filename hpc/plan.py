@@ -186,8 +186,6 @@ class StagePlan:
     """Names of tasks; each element is one job."""
     at_once: int
     """How many elements may run at the same time."""
-    done: int
-    """Tasks of the stage that are up to date."""
 
 
 @dataclass(frozen=True, kw_only=True)

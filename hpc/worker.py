@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,6 @@ from typing import Any
 from hpc.ledger import Ledger
 from hpc.plan import Plan, load_plan
 from hpc.stage import Context, OutputError, Resources, Stage, Task
-
-Say = Callable[[str], None]
 
 
 class TasksFailed(Exception):
@@ -52,13 +50,12 @@ class Worker:
     stage: str
     element: int
 
-    def __call__(self, *, job: str = "", log: str = "", say: Say | None = None) -> None:
+    def __call__(self, *, job: str = "", log: str = "") -> None:
         """Run the element's tasks.
 
         Args:
             job: the scheduler's id of this job, for the records.
             log: where this job's output goes, for the records.
-            say: prints a line; by default to standard output with the time.
 
         Raises:
             TasksFailed: at least one task failed; all were tried.
@@ -68,12 +65,13 @@ class Worker:
         stage = next(item for item in plan.build_stages() if item.name == self.stage)
         names = stage_plan.elements[self.element]
         commit = code_version()
-        say = say or _say
         job_record = {"job": job, "log": log, "host": socket.gethostname(), "pid": os.getpid()}
-        say(f"{self.stage}: {len(names)} tasks on {job_record['host']}, code {commit or 'unknown'}")
+        _say(
+            f"{self.stage}: {len(names)} tasks on {job_record['host']}, code {commit or 'unknown'}"
+        )
         if commit != plan.submitted.get("commit", commit):
-            say(f"warning: submitted from code {plan.submitted['commit']}, this is {commit}")
-        runner = _Runner(plan, stage, stage_plan.resources, say, {**job_record, "commit": commit})
+            _say(f"warning: submitted from code {plan.submitted['commit']}, this is {commit}")
+        runner = _Runner(plan, stage, stage_plan.resources, {**job_record, "commit": commit})
         failed = [name for name in names if not runner.run(name)]
         if failed:
             listed = ", ".join(failed[:5]) + (" ..." if len(failed) > 5 else "")
@@ -85,7 +83,6 @@ class _Runner:
     plan: Plan
     stage: Stage
     resources: Resources
-    say: Say
     ran_on: Mapping[str, Any]
 
     @property
@@ -95,17 +92,17 @@ class _Runner:
     def run(self, name: str) -> bool:
         """Run a task unless it is done by now; returns whether it is done."""
         task, entry = self.plan.task(f"{self.stage.name}/{name}")
-        with _patient_lock(self.ledger, self.stage.name, name, self.say):
+        with _patient_lock(self.ledger, self.stage.name, name):
             started = time.time()
             record = {**self.ran_on, "digest": entry["digest"], "started": started}
             try:
                 fingerprints = self._input_fingerprints(entry["inputs"])
                 if self._is_done(task, entry["digest"], fingerprints):
-                    self.say(f"{name}: kept, its inputs are what it was made from")
+                    _say(f"{name}: kept, its inputs are what it was made from")
                     self.ledger.attempt_path(self.stage.name, name).unlink(missing_ok=True)
                     return True
-                self.say(f"{name}: starts ({entry['reason']})")
-                progress = _ProgressRecord(self.ledger, self.stage.name, name, record, self.say)
+                _say(f"{name}: starts ({entry['reason']})")
+                progress = _ProgressRecord(self.ledger, self.stage.name, name, record)
                 progress.write(0, 0, "")
                 context = Context(
                     digest=entry["digest"],
@@ -129,12 +126,12 @@ class _Runner:
             except Exception as error:
                 self._record_failure(name, record, error)
                 return False
-        self.say(f"{name}: done in {time.time() - started:.1f} s {_in_words(counts)}")
+        _say(f"{name}: done in {time.time() - started:.1f} s {_in_words(counts)}")
         return True
 
     def _record_failure(self, name: str, record: Mapping[str, Any], error: Exception) -> None:
         text = traceback.format_exc()
-        self.say(f"{name}: FAILED\n{text.rstrip()}")
+        _say(f"{name}: FAILED\n{text.rstrip()}")
         failure = {
             **record,
             "state": "failed",
@@ -175,11 +172,9 @@ class _Runner:
 class _ProgressRecord:
     """Writes a running task's progress for `status`, and a line to the log now and then."""
 
-    def __init__(
-        self, ledger: Ledger, stage: str, task: str, record: Mapping[str, Any], say: Say
-    ) -> None:
+    def __init__(self, ledger: Ledger, stage: str, task: str, record: Mapping[str, Any]) -> None:
         self._ledger, self._stage, self._task = ledger, stage, task
-        self._record, self._say = record, say
+        self._record = record
         self._written = self._said = time.time()
 
     def __call__(self, done: int, total: int, unit: str) -> None:
@@ -189,7 +184,7 @@ class _ProgressRecord:
             self.write(done, total, unit)
         if now - self._said >= 15:
             self._said = now
-            self._say(f"{self._task}: {_rate(done, total, unit, now - self._record['started'])}")
+            _say(f"{self._task}: {_rate(done, total, unit, now - self._record['started'])}")
 
     def write(self, done: int, total: int, unit: str) -> None:
         progress = {"done": done, "total": total, "unit": unit}
@@ -208,9 +203,8 @@ def _rate(done: int, total: int, unit: str, seconds: float) -> str:
 class _patient_lock:
     """Claim a task; if another process works on it, say so and wait until it ends."""
 
-    def __init__(self, ledger: Ledger, stage: str, task: str, say: Say) -> None:
+    def __init__(self, ledger: Ledger, stage: str, task: str) -> None:
         self._claim = (ledger, stage, task)
-        self._say = say
 
     def __enter__(self) -> None:
         ledger, stage, task = self._claim
@@ -223,7 +217,7 @@ class _patient_lock:
             if not waited:
                 other = ledger.attempt(stage, task) or {}
                 where = f"process {other.get('pid', '?')} on {other.get('host', '?')}"
-                self._say(f"{task}: {where} works on it; waiting for that to end")
+                _say(f"{task}: {where} works on it; waiting for that to end")
                 waited = True
             time.sleep(0.5)
 

@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 30
 class Log:
     """Prints lines to the terminal and appends them, with the time, to a file."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
 
     def say(self, line: str) -> None:
@@ -31,8 +31,6 @@ class Log:
 
     def keep(self, line: str) -> None:
         """Append a line to the file only."""
-        if self.path is None:
-            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with self.path.open("a", encoding="utf-8") as file:

@@ -21,17 +21,13 @@ _CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 
 
 @cache
-def _known_models() -> tuple[str, ...]:
+def known_models() -> tuple[str, ...]:
+    """The names of open_clip's own models, without importing torch."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("open_clip is not installed: pip install open_clip_torch")
     configs = (Path(spec.origin).parent / "model_configs").glob("*.json")
     return tuple(sorted(path.stem for path in configs))
-
-
-def known_models() -> list[str]:
-    """List the names of open_clip's own models, without importing torch."""
-    return list(_known_models())
 
 
 def check_model(model: str) -> None:
@@ -44,9 +40,9 @@ def check_model(model: str) -> None:
     """
     if model.endswith(".json"):
         _read_config(Path(model))
-    elif model not in _known_models():
+    elif model not in known_models():
         raise ValueError(
-            f"open_clip has no model {model!r}{_nearest(model, _known_models())} "
+            f"open_clip has no model {model!r}{_nearest(model, known_models())} "
             "(or give the path of a .json model configuration)"
         )
 

@@ -260,7 +260,6 @@ def _stage_plans(assessed: Mapping[str, Any], profile: Any, cluster: str) -> lis
                 resources=resources,
                 elements=pack(names, at_once),
                 at_once=at_once,
-                done=len(items) - len(names),
             )
         )
     return plans

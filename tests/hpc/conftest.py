@@ -70,7 +70,6 @@ class Study:
                         resources=Resources(),
                         elements=elements,
                         at_once=at_once,
-                        done=0,
                     )
                 )
         return make_plan(
