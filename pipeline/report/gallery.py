@@ -76,8 +76,11 @@ class _Shelf:
         self, run: Layout, reference_files: Sequence[Path], experiment: Experiment
     ) -> None:
         self.run = run
-        self.shards = pool_groups(experiment.pool)
-        """The tars of each embeddings file of the pool, where they are today."""
+        try:
+            self.shards = pool_groups(experiment.pool)
+            """The tars of each embeddings file of the pool, where they are today."""
+        except FileNotFoundError:
+            self.shards = []
         self.folders = {REFERENCE: experiment.reference.images}
         self.folders |= {name: test.images for name, test in experiment.tests.items()}
         self.reference_files = reference_files
@@ -131,7 +134,10 @@ def _captioned(shelf: _Shelf, file: int, row: int) -> Picture:
     """An image of the pool."""
     found = shelf.embeddings(shelf.run.embeddings(POOL, file))
     (key,) = found.text("key", slice(row, row + 1))
-    tar = shelf.shards[file][int(found["shard"][row])]
+    try:
+        tar = shelf.shards[file][int(found["shard"][row])]
+    except IndexError:
+        return Picture(key, "", None, "its tar can't be read: the pool has fewer tars by now")
     try:
         sample = shelf.samples(tar)[key]
         caption = _one_line(read_caption(tar, sample))

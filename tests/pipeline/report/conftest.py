@@ -56,7 +56,7 @@ class Study:
             {
                 "name": "fabricated",
                 "runs": str(self.folder / "runs"),
-                "pool": {"shards": str(self.folder / "pool" / "*.tar")},
+                "pool": {"shards": str(self.folder / "pool" / "*.tar"), "shards_per_file": 2},
                 "reference": {"images": str(self.folder / REFERENCE), "files": 2},
                 "tests": tests,
                 "embedder": {"model": "ViT-B-32", "pretrained": "laion2b"},
