@@ -11,6 +11,8 @@ from pathlib import Path
 
 POOL = "pool"
 REFERENCE = "reference"
+SIZES = "sizes.json"
+"""In a folder of tars: samples in each, the file that open_clip_train looks for."""
 
 
 @dataclass(frozen=True)

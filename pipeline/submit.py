@@ -141,10 +141,9 @@ def _submit(arguments: argparse.Namespace) -> int:
             print(f"{layout.run} is up to date: {len(assessed)} tasks done, nothing to run")
             _tell_report(layout, until)
             return 0
-        write_experiment(layout, to_values(experiment), path)
-        return _run(
-            arguments, assessed, to_values(experiment), layout, profile, until, Log(layout.log)
-        )
+        study = to_values(experiment)
+        write_experiment(layout, study, path)
+        return _run(arguments, assessed, study, layout, profile, until, Log(layout.log))
 
 
 def _only(experiment: Any, splits: Sequence[str]) -> Any:

@@ -15,12 +15,10 @@ from hpc.stage import Context, OutputError, Recipe, Task, reference
 from pipeline import artifacts
 from pipeline.data.tars import END_OF_ARCHIVE, Sample, copy_samples, index_shard
 from pipeline.experiment import Pool
-from pipeline.layout import POOL, Layout
+from pipeline.layout import POOL, SIZES, Layout
 from pipeline.sources import file_identity, pool_groups
 
 SUMMARY = "subset.json"
-SIZES = "sizes.json"
-"""Samples in each tar, the file that open_clip_train looks for."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,8 @@ class Subset:
             raise ValueError(f"the split {task.name} keeps no image ({words}): nothing to train on")
         with atomic_folder(task.outputs[0]) as folder:
             writer = _TarWriter(folder, self.samples_per_shard)
-            for index in range(len(mask["rows"])):
-                for shard, samples in self._kept_samples(mask, index):
+            for index, shards in enumerate(pool_groups(self.pool)):
+                for shard, samples in self._kept_samples(mask, index, shards):
                     writer.add(shard, samples)
                     context.progress(sum(writer.sizes.values()), kept, "samples")
             writer.close()
@@ -98,13 +96,13 @@ class Subset:
         return {"samples": written, "tars": len(tars), "bytes": writer.bytes}
 
     def _kept_samples(
-        self, mask: artifacts.Artifact, index: int
+        self, mask: artifacts.Artifact, index: int, shards: list[Path]
     ) -> Iterator[tuple[Path, list[Sample]]]:
         """Yield each shard of an embeddings file with its kept samples."""
         path = self.run_layout.embeddings(POOL, index)
         embeddings = artifacts.read(path, artifacts.EMBEDDINGS)
         keep = artifacts.keep_of(mask, index)
-        for number, shard in enumerate(pool_groups(self.pool)[index]):
+        for number, shard in enumerate(shards):
             embedded = embeddings.attributes["sources"][number]["identity"]
             if file_identity(shard) != embedded:
                 raise ValueError(f"{shard} has changed since it was embedded; submit again")

@@ -13,12 +13,11 @@ from hpc.files import atomic_path, read_json, write_json
 from hpc.stage import Context, OutputError, Recipe, Task, reference
 from pipeline import artifacts
 from pipeline.experiment import Training
-from pipeline.layout import Layout
+from pipeline.layout import SIZES, Layout
 from pipeline.sources import model_identity
 from pipeline.training import train
 
 RECORD = "training.json"
-SIZES = "sizes.json"
 
 
 @dataclass(frozen=True)
