@@ -12,20 +12,29 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
     """What one job of a stage asks for."""
 
+    nodes: int = 1
+    processes: int = 1
+    """Processes on each node; more than one in all only for stages that can `follow`."""
     cpus: int = 1
-    """Processor cores; the job computes with as many threads."""
+    """Processor cores of each process; it computes with as many threads."""
     gpus: int = 0
+    """On each node, shared by its processes."""
     memory_gb: float = 2.0
-    """Memory in GB (10^9 bytes)."""
+    """Memory on each node, in GB (10^9 bytes)."""
     minutes: int = 24 * 60
     """Wall time after which the job is ended."""
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +70,10 @@ Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, unit)` while a task runs, as often as is convenient."""
 
 
+def _nobody_follows() -> None:
+    """A job of one process has no other to start."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
     """What a running task is told about its surroundings."""
@@ -70,6 +83,8 @@ class Context:
     """Fingerprint of the content of each input."""
     resources: Resources
     progress: Progress
+    start_followers: Callable[[], None] = _nobody_follows
+    """Starts `follow` of this task in the job's other processes; does nothing if there are none."""
 
 
 class Stage(Protocol):
@@ -98,6 +113,14 @@ class Stage(Protocol):
         Raises:
             OutputError: an output is missing, damaged, or was made for another digest.
         """
+
+
+@runtime_checkable
+class DistributedStage(Stage, Protocol):
+    """A stage whose task may be the work of several processes, on several nodes."""
+
+    def follow(self, task: Task, context: Context) -> None:
+        """Take part in a task that the job's first process `run`s; write no outputs."""
 
 
 def reference(stage: str, task: str) -> str:

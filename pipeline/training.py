@@ -2,7 +2,8 @@
 
 open_clip_train trains; this module makes it reproducible and restartable, keeps its log in a file,
 and turns what it would pass over in silence (a wrong option, an unreadable shard, an epoch without
-samples, a loss that is no number) into errors. One training at a time in a process.
+samples, a loss that is no number) into errors. One training at a time in a process; one training
+may be the work of many processes, which torch's environment variables (RANK, WORLD_SIZE, ...) join.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.training_processes import check_device, joined, place
 from pipeline.training_options import arguments, parse, replaced
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def train(
     options: Mapping[str, object],
     threads: int | None = None,
     on_progress: Progress | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> Path:
     """Train a CLIP model from scratch, or go on from its last whole epoch.
 
@@ -40,6 +43,11 @@ def train(
     What open_clip says goes to `folder`/out.log and not to the caller's log handlers. The random
     generators of torch, numpy and Python are seeded anew.
 
+    In a job of several processes rank 0 alone looks whether there is anything to do, writes the
+    checkpoint and reports progress. The others must make the same call once `on_start` was called,
+    and not if it wasn't; each has a log of its own, `folder`/out-<rank>.log. An epoch is
+    `train-num-samples` rounded up to whole batches of all workers of all processes.
+
     Args:
         model: an open_clip model name, or the path of a JSON configuration.
         shards: WebDataset tars with a jpg, png or webp and a txt for each sample.
@@ -48,36 +56,43 @@ def train(
             samples of an epoch, is required.
         threads: torch's threads while training; as they are if None.
         on_progress: called with (samples seen, samples in all) as often as open_clip_train logs.
+        on_start: called on rank 0, once it is clear that there is something to train.
 
     Returns:
-        The final checkpoint: a dict with epoch, name, state_dict, optimizer (and scaler).
+        The final checkpoint: a dict with epoch, name, state_dict, optimizer (and scaler). After a
+        training in several processes the weights' names begin with "module.", as open_clip expects.
 
     Raises:
         ValueError: for a wrong option, missing or too few shards, or a checkpoint in `folder` that
             is unreadable or not of this training.
         FloatingPointError: if the loss is no longer a number.
-        RuntimeError: if the device is absent, an epoch ended early, or open_clip_train gave up.
+        RuntimeError: if the device is absent, an epoch ended early, open_clip_train gave up, or
+            another process of the job is gone.
     """
     values = parse(options)
     if values.train_num_samples is None:
         raise ValueError("train-num-samples, the samples of an epoch, is required")
     from pipeline.models import register_model, resolve_device
 
-    name = register_model(model)
-    resolve_device(values.device)
+    name, rank = register_model(model), place()[0]
+    check_device(resolve_device(values.device))
     _check_shards(shards, values.workers)
     folder = folder.absolute()
     if "::" in str(folder):
         raise ValueError(f"{folder}: open_clip_train can't write to a path with '::'")
     checkpoint = folder / "checkpoints" / "epoch_latest.pt"
-    if _finished_epochs(checkpoint, values.epochs) < values.epochs:
+    if rank > 0 or _finished_epochs(checkpoint, values.epochs) < values.epochs:
+        if rank == 0 and on_start:
+            on_start()
+        log = folder / (f"out-{rank}.log" if rank else "out.log")
         words = [*arguments(options), *_own_arguments(name, shards, folder)]
         watcher = _Watcher(values.epochs, on_progress)
-        with _threads(threads), _own_log(watcher), _reproducible_data():
-            _call(words, folder)
-        if _finished_epochs(checkpoint, values.epochs) != values.epochs:
-            raise RuntimeError(f"{folder}: open_clip_train ended early; see {folder / 'out.log'}")
-    _drop_redundant(checkpoint)
+        with joined(values.device), _threads(threads), _own_log(watcher, log), _reproducible_data():
+            _call(words, log)
+        if rank == 0 and _finished_epochs(checkpoint, values.epochs) != values.epochs:
+            raise RuntimeError(f"{folder}: open_clip_train ended early; see {log}")
+    if rank == 0:
+        _drop_redundant(checkpoint)
     return checkpoint
 
 
@@ -107,13 +122,11 @@ def _shard_list(shards: Sequence[Path]) -> str:
 
 def _check_shards(shards: Sequence[Path], workers: int) -> None:
     """webdataset would skip a missing shard, and ranks without a shard would wait for ever."""
-    from open_clip_train.distributed import is_using_distributed, world_info_from_env
-
-    world_size = world_info_from_env()[2] if is_using_distributed() else 1
-    readers = max(1, workers) * world_size
+    world = place()[1]
+    readers = max(1, workers) * world
     if len(shards) < readers:
         raise ValueError(
-            f"{len(shards)} shards for {workers} workers on each of {world_size} ranks: "
+            f"{len(shards)} shards for {workers} workers on each of {world} ranks: "
             f"expected {readers} shards or more, or fewer workers"
         )
     for shard in shards:
@@ -121,10 +134,10 @@ def _check_shards(shards: Sequence[Path], workers: int) -> None:
             raise ValueError(f"{shard}: no such shard")
 
 
-def _call(arguments: list[str], folder: Path) -> None:
+def _call(arguments: list[str], log: Path) -> None:
     from open_clip_train.main import main
 
-    log = folder / "out.log"
+    folder = log.parent
     try:
         status = main(arguments)
     except SystemExit as exit_:
@@ -186,8 +199,8 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _own_log(watcher: _Watcher) -> Iterator[None]:
-    """Send what open_clip logs to its file and to `watcher` alone, then leave no trace.
+def _own_log(watcher: _Watcher, log: Path) -> Iterator[None]:
+    """Send what open_clip logs to `log` and to `watcher` alone, then leave no trace.
 
     open_clip logs to the root logger, and its own set-up changes the level of every logger there
     is and adds handlers that it never removes.
@@ -200,11 +213,11 @@ def _own_log(watcher: _Watcher) -> Iterator[None]:
 
     def set_up(log_file: str | None, level: int, include_host: bool = False) -> None:
         root.setLevel(level)
-        if log_file:
-            own.append(logging.FileHandler(log_file, encoding="utf-8"))
-            line = "%(asctime)s | %(levelname)s | %(message)s"
-            own[-1].setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d,%H:%M:%S"))
-            root.addHandler(own[-1])
+        log.parent.mkdir(parents=True, exist_ok=True)  # rank 0 may not have come to it yet
+        own.append(logging.FileHandler(log, encoding="utf-8"))
+        line = "%(asctime)s | %(levelname)s | %(message)s"
+        own[-1].setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d,%H:%M:%S"))
+        root.addHandler(own[-1])
 
     def of_caller(record: logging.LogRecord) -> bool:
         return record.name != root.name and record.levelno >= level

@@ -76,19 +76,13 @@ class Train:
         identity = artifacts.fingerprint({"": context.digest, **context.inputs})
         if (counts := self._published(task, context.digest, identity)) is not None:
             return counts
-        work = folder / f"work-{identity}"
-        subset = self.run_layout.subset(split)
-        sizes = read_json(subset / SIZES)
         started = time.time()
-        checkpoint = train(
-            model=self.training.model,
-            shards=[subset / name for name in sizes],
-            folder=work,
-            options=self._options(int(seed), sum(sizes.values())),
-            threads=context.resources.cpus,
-            on_progress=lambda done, total: context.progress(done, total, "samples"),
-        )
-        counts = {"samples": sum(sizes.values()), "training_seconds": time.time() - started}
+        checkpoint = self._train(task, context)
+        counts = {
+            "samples": sum(self._sizes(split).values()),
+            "training_seconds": time.time() - started,
+            **self._batches(),
+        }
         for source, name in ((checkpoint, "checkpoint.pt"), (work / "out.log", "out.log")):
             with atomic_path(folder / name) as temporary:
                 _link_or_copy(source, temporary)

@@ -1,0 +1,553 @@
+"""A real Slurm cluster in a folder: several nodes on this machine, no root needed.
+
+python -m hpc.minislurm up /tmp/slurm && eval "$(python -m hpc.minislurm env /tmp/slurm)"
+
+For trying and testing, not for production: every node is this machine, nothing confines a job to
+what it asked for, and the cores, memory and GPUs of the nodes are whatever you say they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import random
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hpc.files import read_json, write_json
+
+PACKAGES = {
+    "munged": "munge",
+    "slurmctld": "slurm-wlm",
+    "slurmd": "slurm-wlm",
+    "sbatch": "slurm-wlm",
+    "slurmdbd": "slurmdbd",
+    "mariadbd": "mariadb-server",
+    "mariadb-install-db": "mariadb-server",
+}
+"""The Debian package of each program that is needed."""
+_FOR_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db")
+_SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+_EPILOG = """\
+examples:
+  python -m hpc.minislurm up /tmp/slurm
+  eval "$(python -m hpc.minislurm env /tmp/slurm)"      # sbatch, squeue ... now mean this cluster
+  simgap submit experiments/mini.yaml --profile minislurm
+  python -m hpc.minislurm down /tmp/slurm               # ends its jobs too
+
+Debian's packages bring what it needs: slurm-wlm munge, and slurmdbd mariadb-server for accounting.
+"""
+
+
+class MinislurmError(Exception):
+    """The cluster can't be started or is not what was expected; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the cluster pretends to have."""
+
+    nodes: int = 4
+    cpus: int = 4
+    """Cores of each node."""
+    gpus: int = 2
+    """GPUs of each node: names only, there is nothing behind them."""
+    memory_mb: int = 8000
+    """Memory of each node; a job that uses more than it asked for is killed."""
+    accounting: bool = True
+    """Whether sacct works: needs mariadb and slurmdbd."""
+    max_array_size: int = 1001
+    """MaxArraySize: one more than the highest index of an array."""
+
+
+def missing_packages(accounting: bool = True) -> list[str]:
+    """The Debian packages that have to be installed first."""
+    needed = [name for name in PACKAGES if accounting or name not in _FOR_ACCOUNTING]
+    return sorted({PACKAGES[name] for name in needed if _program(name) is None})
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *_SBIN]))
+
+
+@dataclass
+class Cluster:
+    """A cluster in a folder; its state is in the folder, so any process may use it."""
+
+    folder: Path
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.absolute()
+        if any(char.isspace() or char in "#,=%" for char in str(self.folder)):
+            raise MinislurmError(
+                f"{self.folder}: Slurm's configuration can't hold a path with spaces or #,=%"
+            )
+
+    # what is there
+
+    @property
+    def _state_path(self) -> Path:
+        return self.folder / "minislurm.json"
+
+    def _state(self) -> dict[str, Any]:
+        return dict(read_json(self._state_path))
+
+    @classmethod
+    def at(cls, folder: Path) -> Cluster:
+        """The cluster that was started in a folder.
+
+        Raises:
+            MinislurmError: there is none.
+        """
+        cluster = cls(folder)
+        try:
+            cluster.settings = Settings(**cluster._state()["settings"])
+        except FileNotFoundError:
+            raise MinislurmError(f"{folder}: no cluster was started there") from None
+        return cluster
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes."""
+        return [f"node{number}" for number in range(1, self.settings.nodes + 1)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes sbatch, squeue and all others use this cluster."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+
+    def running(self) -> dict[str, bool]:
+        """Which of the cluster's daemons are alive."""
+        return {name: _is_alive(pid, self.folder) for name, pid in self._state()["pids"].items()}
+
+    def call(self, *words: str, timeout: float = 60) -> str:
+        """Run one of Slurm's commands on this cluster; returns what it printed."""
+        done = subprocess.run(
+            words,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if done.returncode:
+            raise MinislurmError(f"{shlex.join(words)}: {(done.stderr or done.stdout).strip()}")
+        return done.stdout
+
+    # up and down
+
+    def up(self) -> None:
+        """Start the cluster and wait until every node takes jobs.
+
+        Raises:
+            MinislurmError: a program is missing, a cluster is there already, or a daemon failed;
+                the message carries the last lines of its log.
+        """
+        if packages := missing_packages(self.settings.accounting):
+            raise MinislurmError(f"missing programs; on Debian: apt-get install {_words(packages)}")
+        if self._state_path.exists() and any(self.running().values()):
+            raise MinislurmError(f"{self.folder}: a cluster runs there; end it by `down` first")
+        self._write_configuration()
+        try:
+            self.start("munged")
+            if self.settings.accounting:
+                self._start_accounting()
+            self.start("slurmctld", *self.nodes)
+            self._wait_for("slurmctld", self._all_idle)
+        except BaseException:
+            self.down()
+            raise
+
+    def _start_accounting(self) -> None:
+        data = self.folder / "db"
+        if not data.exists():
+            words = [_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}"]
+            words += ["--auth-root-authentication-method=normal", "--skip-test-db"]
+            log = self.folder / "log" / "mariadb-install-db.log"
+            with log.open("wb") as file:
+                user = f"--user={getpass.getuser()}"
+                done = subprocess.run([*map(str, words), user], stdout=file, stderr=file)
+            if done.returncode:
+                raise MinislurmError(f"mariadb-install-db failed:\n{_tail(log)}")
+        self.start("mariadbd")
+        self._wait_for("mariadbd", (self._sockets / "mysql").exists)
+        self.start("slurmdbd")
+        self._wait_for("slurmdbd", lambda: self._works("sacctmgr", "list", "cluster"))
+        if not self.call("sacctmgr", "--noheader", "list", "cluster").strip():
+            add = ("sacctmgr", "--immediate", "add")
+            self.call(*add, "cluster", "mini")
+            self.call(*add, "account", "lab", "cluster=mini")
+            self.call(*add, "user", getpass.getuser(), "account=lab", "cluster=mini")
+
+    def down(self) -> None:
+        """End every job and daemon of the cluster, and remove what it keeps outside its folder."""
+        if not self._state_path.exists():
+            raise MinislurmError(f"{self.folder}: no cluster was started there")
+        if self.running().get("slurmctld"):
+            with suppress(MinislurmError, subprocess.TimeoutExpired):
+                self.call("scancel", "--signal=KILL", "--full", f"--user={os.getuid()}", timeout=10)
+                self.call("scancel", f"--user={os.getuid()}", timeout=10)
+        pids = self._state()["pids"]
+        for name in reversed(pids):  # the database after those who write to it
+            self.stop(name, signal.SIGTERM if name in ("mariadbd", "slurmdbd") else signal.SIGKILL)
+        for pid in _processes_with(self.environment["SLURM_CONF"]):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self._sockets, ignore_errors=True)
+        self._state_path.unlink()
+
+    # single daemons, for tests of what happens when one is gone
+
+    def start(self, *names: str) -> None:
+        """Start daemons: munged, mariadbd, slurmdbd, slurmctld, or a node by its name."""
+        state = self._state()
+        for name in names:
+            log = (self.folder / "log" / f"{name}.out").open("ab")
+            with log:
+                process = subprocess.Popen(
+                    self._command(name),
+                    env=self._daemon_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    cwd=self.folder,
+                )
+            state["pids"][name] = process.pid
+            _reap(process)
+        write_json(self._state_path, state)
+
+    def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
+        """End one daemon and wait until it is gone."""
+        pid = self._state()["pids"].get(name)
+        if pid is None or not _is_alive(pid, self.folder):
+            return
+        os.kill(pid, how)
+        if not _wait(lambda: not _is_alive(pid, self.folder), 15):
+            os.kill(pid, signal.SIGKILL)
+
+    def lose(self, node: str) -> None:
+        """End a node's slurmd and every job process on it at once, as a power cut does."""
+        self.stop(node, signal.SIGKILL)
+        for pid in _processes_with(self.environment["SLURM_CONF"], node):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    # how
+
+    def _command(self, name: str) -> list[str]:
+        own, sockets = self.folder, self._sockets
+        munge = ["--foreground", f"--key-file={own}/munge.key", f"--socket={sockets}/munge"]
+        munge += [f"--pid-file={own}/munged.pid", f"--seed-file={own}/munge.seed", "--force"]
+        maria = ["--no-defaults", f"--user={getpass.getuser()}", f"--datadir={own}/db"]
+        maria += [f"--socket={sockets}/mysql", f"--pid-file={own}/mariadb.pid"]
+        maria += ["--skip-networking", "--innodb-flush-log-at-trx-commit=0"]
+        arguments = {
+            "munged": [*munge, f"--log-file={own}/log/munged.log"],
+            "mariadbd": maria,
+            "slurmdbd": ["-D"],
+            "slurmctld": ["-D"],
+        }
+        program = name if name in arguments else "slurmd"
+        return [_program(program) or program, *arguments.get(name, ["-D", "-N", name])]
+
+    def _daemon_environment(self) -> dict[str, str]:
+        outer = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
+        return {**outer, **self.environment, "MYSQL_UNIX_PORT": str(self._sockets / "mysql")}
+
+    @property
+    def _sockets(self) -> Path:
+        return Path(self._state()["sockets"])
+
+    def _write_configuration(self) -> None:
+        for name in ("log", "state", "spool", "gpus"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        key = self.folder / "munge.key"
+        if not key.exists():
+            key.touch(mode=0o600)
+            key.write_bytes(secrets.token_bytes(128))
+        # A socket's path may have 107 bytes only, and munge wants a folder of its own.
+        sockets = Path(tempfile.mkdtemp(prefix="minislurm-"))
+        sockets.chmod(0o711)
+        write_json(
+            self._state_path,
+            {"settings": asdict(self.settings), "sockets": str(sockets), "pids": {}},
+        )
+        ports = _free_ports(2 + self.settings.nodes)
+        _write_private(self.folder / "slurm.conf", self._slurm_conf(ports))
+        _write_private(self.folder / "slurmdbd.conf", self._slurmdbd_conf(ports[1]))
+        _write_private(self.folder / "gres.conf", self._gres_conf())
+
+    def _slurm_conf(self, ports: Sequence[int]) -> str:
+        made, own = self.settings, self.folder
+        gres = f" Gres=gpu:{made.gpus}" if made.gpus else ""
+        nodes = [
+            f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
+            f"CPUs={made.cpus} RealMemory={made.memory_mb}{gres}"
+            for node, port in zip(self.nodes, ports[2:], strict=True)
+        ]
+        accounting = [
+            "AccountingStorageType=accounting_storage/slurmdbd",
+            "AccountingStorageHost=127.0.0.1",
+            f"AccountingStoragePort={ports[1]}",
+            f"AccountingStoragePass={self._sockets}/munge",
+        ]
+        names = f"Nodes={','.join(self.nodes)}"
+        return _lines(
+            "ClusterName=mini",
+            f"SlurmctldHost={socket.gethostname()}(127.0.0.1)",
+            f"SlurmctldPort={ports[0]}",
+            f"SlurmUser={getpass.getuser()}",
+            f"SlurmdUser={getpass.getuser()}",
+            # cred_expire is also how long a requeued job waits; Slurm's own value is 2 minutes.
+            f"AuthInfo=socket={self._sockets}/munge,cred_expire=5",
+            f"StateSaveLocation={own}/state",
+            f"SlurmdSpoolDir={own}/spool/%n",
+            f"SlurmctldPidFile={own}/slurmctld.pid",
+            f"SlurmdPidFile={own}/%n.pid",
+            f"SlurmctldLogFile={own}/log/slurmctld.log",
+            f"SlurmdLogFile={own}/log/%n.log",
+            "ProctrackType=proctrack/linuxproc",
+            "TaskPlugin=task/none",
+            "SelectType=select/cons_tres",
+            "SelectTypeParameters=CR_CPU_Memory",
+            "SlurmdParameters=config_overrides",
+            "JobAcctGatherType=jobacct_gather/linux",
+            "JobAcctGatherFrequency=task=1",
+            "JobAcctGatherParams=OverMemoryKill",
+            "MpiDefault=none",
+            "ReturnToService=2",
+            "KillWait=5",
+            "SlurmdTimeout=10",
+            "SlurmctldTimeout=10",
+            "MessageTimeout=10",
+            "SchedulerParameters=bf_interval=1,sched_min_interval=100000,batch_sched_delay=0",
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=REQUEUE",
+            f"MaxArraySize={made.max_array_size}",
+            *(accounting if made.accounting else []),
+            *(["GresTypes=gpu"] if made.gpus else []),
+            *nodes,
+            f"PartitionName=main {names} Default=YES PriorityTier=10 MaxTime=7-0",
+            f"PartitionName=preemptible {names} PriorityTier=1 MaxTime=7-0",
+            f"PartitionName=short {names} PriorityTier=10 MaxTime=30",
+        )
+
+    def _slurmdbd_conf(self, port: int) -> str:
+        return _lines(
+            "DbdHost=localhost",
+            "DbdAddr=127.0.0.1",
+            f"DbdPort={port}",
+            f"SlurmUser={getpass.getuser()}",
+            f"AuthInfo=socket={self._sockets}/munge",
+            f"PidFile={self.folder}/slurmdbd.pid",
+            f"LogFile={self.folder}/log/slurmdbd.log",
+            "StorageType=accounting_storage/mysql",
+            "StorageUser=root",
+            "StorageLoc=slurm",
+        )
+
+    def _gres_conf(self) -> str:
+        lines = []
+        for node in self.nodes:
+            for index in range(self.settings.gpus):
+                device = self.folder / "gpus" / f"{node}-nvidia{index}"
+                if not device.is_symlink():
+                    device.symlink_to("/dev/null")
+                lines.append(f"NodeName={node} Name=gpu File={device}")
+        return _lines(*lines)
+
+    def _works(self, *words: str) -> bool:
+        with suppress(MinislurmError, subprocess.TimeoutExpired):
+            self.call(*words, timeout=10)
+            return True
+        return False
+
+    def _all_idle(self) -> bool:
+        with suppress(MinislurmError, subprocess.TimeoutExpired):
+            states = self.call("sinfo", "--Node", "--noheader", "-p", "main", "-o", "%T").split()
+            return len(states) == self.settings.nodes and set(states) == {"idle"}
+        return False
+
+    def _wait_for(self, daemon: str, ready: Callable[[], bool], seconds: float = 60) -> None:
+        ends = time.monotonic() + seconds
+        while self.running()[daemon] and time.monotonic() < ends:
+            if ready():
+                return
+            time.sleep(0.05)
+        log = self.folder / "log" / f"{daemon}.log"
+        log = log if log.exists() else log.with_suffix(".out")
+        raise MinislurmError(f"{daemon} does not get ready; the end of {log}:\n{_tail(log)}")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, below those that the kernel hands out for connections."""
+    held, ports = [], []
+    for port in random.sample(range(10_000, 20_000), 1000):
+        listener = socket.socket()
+        with suppress(OSError):
+            listener.bind(("", port))
+            ports.append(port)
+        held.append(listener)
+        if len(ports) == count:
+            break
+    for listener in held:
+        listener.close()
+    return ports
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o600)  # slurmdbd insists
+
+
+def _lines(*lines: str) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _words(items: Sequence[str]) -> str:
+    return " ".join(items)
+
+
+def _wait(ready: Callable[[], bool], seconds: float) -> bool:
+    ends = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Keep a daemon that this process started, so that its end does not leave a zombie."""
+    _children.append(process)
+
+
+def _is_alive(pid: int, folder: Path) -> bool:
+    """Whether a daemon of this cluster has this process id (and no stranger has it since)."""
+    for child in _children:
+        child.poll()
+    return _environment_of(pid).get("SLURM_CONF") == str(folder / "slurm.conf")
+
+
+def _environment_of(pid: int) -> dict[str, str]:
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (word.decode(errors="replace").partition("=") for word in words if word)
+    return {name: value for name, _, value in pairs}
+
+
+def _processes_with(conf: str, node: str | None = None) -> Iterator[int]:
+    """Job processes and their slurmstepd, of the whole cluster or of one node."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        environment = _environment_of(int(entry.name))
+        if environment.get("SLURM_CONF") != conf or "SLURMD_NODENAME" not in environment:
+            continue
+        if node is None or environment["SLURMD_NODENAME"] == node:
+            yield int(entry.name)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m hpc.minislurm",
+        description="A real Slurm cluster in a folder, for trying and testing; no root needed.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("action", choices=("up", "down", "status", "env"))
+    made.add_argument("folder", type=Path, help="where the cluster keeps everything")
+    default = Settings()
+    made.add_argument("--nodes", type=_positive, default=default.nodes)
+    made.add_argument("--cpus", type=_positive, default=default.cpus, help="cores of each node")
+    made.add_argument("--gpus", type=int, default=default.gpus, help="GPUs of each node, in name")
+    made.add_argument("--memory-mb", type=_positive, default=default.memory_mb, help="of each node")
+    made.add_argument(
+        "--max-array-size",
+        type=_positive,
+        default=default.max_array_size,
+        help="one more than the highest index of an array",
+    )
+    made.add_argument(
+        "--accounting",
+        action=argparse.BooleanOptionalAction,
+        default=default.accounting,
+        help="with sacct, which needs mariadb and slurmdbd",
+    )
+    return made
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.action == "up":
+            chosen = {item.name: getattr(arguments, item.name) for item in fields(Settings)}
+            _up(Cluster(arguments.folder, Settings(**chosen)))
+        elif arguments.action == "down":
+            Cluster.at(arguments.folder).down()
+        elif arguments.action == "status":
+            return _status(Cluster.at(arguments.folder))
+        else:
+            print(_exports(Cluster.at(arguments.folder)))
+    except MinislurmError as error:
+        print(f"minislurm: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _up(cluster: Cluster) -> None:
+    started = time.monotonic()
+    cluster.up()
+    made = cluster.settings
+    print(
+        f"{made.nodes} nodes with {made.cpus} cores and {made.gpus} GPUs each, up in "
+        f"{time.monotonic() - started:.1f} s. To use them in this shell:\n{_exports(cluster)}"
+    )
+
+
+def _status(cluster: Cluster) -> int:
+    alive = cluster.running()
+    for name, is_up in alive.items():
+        print(f"{name:<10} {'up' if is_up else 'DOWN'}")
+    if alive.get("slurmctld"):
+        print(cluster.call("sinfo", "--Node", "--long", "--partition=main"), end="")
+    return 0 if alive and all(alive.values()) else 1
+
+
+def _exports(cluster: Cluster) -> str:
+    return "\n".join(f"export {k}={shlex.quote(v)}" for k, v in cluster.environment.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""Slurm, asked and parsed here only: squeue, sacct, scontrol, sinfo, scancel.
+
+Works without accounting: squeue and scontrol know what is queued, running, or ended a few minutes
+ago; sacct adds what ended earlier, memory, and exact times.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+SECONDS_TO_ANSWER = 60
+_OF_A_JOB = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SLURMD_")
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER")
+
+
+class SlurmError(Exception):
+    """Slurm can't be asked, or refused; the message carries its own words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job in the queue; an array has one for each element."""
+
+    id: str
+    """`12`, or `12_3` for an element of an array."""
+    state: str
+    """PENDING, RUNNING, COMPLETING, SUSPENDED, ..."""
+    reason: str
+    """Why a pending job waits, in Slurm's word: Priority, Resources, Dependency, ..."""
+    waits_for: tuple[str, ...]
+    """Ids of the jobs that it still depends on."""
+    nodes: str
+    comment: str
+    name: str
+
+    @property
+    def array(self) -> str:
+        """The id without the element."""
+        return self.id.partition("_")[0]
+
+    @property
+    def element(self) -> int:
+        """Index in the array; 0 if it is none."""
+        return int(self.id.partition("_")[2] or 0)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it waits to start."""
+        return self.state == "PENDING"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PastJob:
+    """What is known of a job that was, or is."""
+
+    id: str
+    state: str
+    """COMPLETED, FAILED, OUT_OF_MEMORY, TIMEOUT, NODE_FAIL, CANCELLED, PREEMPTED, ..."""
+    exit_code: str
+    """`exit status:signal`, as Slurm gives it."""
+    seconds: int | None = None
+    max_rss_bytes: int | None = None
+    nodes: str = ""
+
+
+def is_here() -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which("sbatch") is not None
+
+
+@contextmanager
+def scrubbed_environment() -> Iterator[None]:
+    """Without the variables of an enclosing job, which sbatch would take for options."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(_OF_A_JOB) and name not in _KEPT:
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def call(*words: str) -> str:
+    """Run one of Slurm's commands.
+
+    Raises:
+        SlurmError: it is not there, failed, or does not answer.
+    """
+    try:
+        with scrubbed_environment():
+            done = subprocess.run(
+                words, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, errors="replace"
+            )
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{words[0]}: not found; is this a node of a Slurm cluster? (hpc.minislurm starts one "
+            "to try things on)"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{words[0]} did not answer within {SECONDS_TO_ANSWER} s") from None
+    if done.returncode:
+        told = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+        raise SlurmError(f"{words[0]}: {told.removeprefix(words[0] + ': ')}")
+    return done.stdout
+
+
+# the queue
+
+
+def queue() -> list[Job]:
+    """This user's jobs that have not ended.
+
+    Raises:
+        SlurmError: Slurm can't be asked.
+    """
+    # The name comes last: it is the only field that may hold the separator.
+    columns = "%i|%T|%r|%E|%N|%k|%j"
+    words = (f"--user={os.getuid()}", "--array", "--noheader", f"--format={columns}")
+    jobs = []
+    for line in call("squeue", *words).splitlines():
+        job_id, state, reason, dependency, nodes, comment, name = line.split("|", 6)
+        jobs.append(
+            Job(
+                id=job_id,
+                state=state,
+                reason=reason,
+                waits_for=tuple(dict.fromkeys(re.findall(r"after\w*:(\d+)", dependency))),
+                nodes=nodes,
+                comment=comment,
+                name=name,
+            )
+        )
+    return jobs
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """End jobs, by id.
+
+    Raises:
+        SlurmError: Slurm can't be asked, or refused.
+    """
+    for start in range(0, len(jobs), 500):
+        call("scancel", *jobs[start : start + 500])
+
+
+def requeue(job: str) -> None:
+    """Put a running job back into the queue.
+
+    Raises:
+        SlurmError: the site does not allow it, or Slurm can't be asked.
+    """
+    call("scontrol", "requeue", job)
+
+
+# what was
+
+
+def past(jobs: Sequence[str]) -> dict[str, PastJob]:
+    """What became of jobs: from sacct, and for those that it does not know, from scontrol.
+
+    A job that neither knows is left out; no answer at all (no accounting, a controller that is
+    down) is an empty result, not an error.
+    """
+    wanted = list(dict.fromkeys(jobs))
+    found = _from_sacct(wanted)
+    for job in wanted:
+        if job not in found and (known := _from_scontrol(job)):
+            found[job] = known
+    return found
+
+
+def _from_sacct(jobs: Sequence[str]) -> dict[str, PastJob]:
+    columns = "JobID,State,ExitCode,ElapsedRaw,MaxRSS,NodeList"
+    found: dict[str, PastJob] = {}
+    memory: dict[str, int] = {}
+    for start in range(0, len(jobs), 500):
+        some = ",".join(jobs[start : start + 500])
+        try:
+            listed = call("sacct", "-nP", f"--format={columns}", f"--jobs={some}")
+        except SlurmError:
+            return {}
+        for line in listed.splitlines():
+            name, state, code, elapsed, rss, nodes = line.split("|")
+            job = name.partition(".")[0]
+            if "." in name:
+                memory[job] = max(memory.get(job, 0), _bytes(rss))
+            elif job in jobs:
+                found[job] = PastJob(
+                    id=job,
+                    state=state.split()[0],  # `CANCELLED by 1000`
+                    exit_code=code,
+                    seconds=int(elapsed or 0),
+                    nodes=nodes,
+                )
+    return {
+        job: PastJob(
+            id=job,
+            state=one.state,
+            exit_code=one.exit_code,
+            seconds=one.seconds,
+            max_rss_bytes=memory.get(job) or None,
+            nodes=one.nodes,
+        )
+        for job, one in found.items()
+    }
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
+
+
+def _from_scontrol(job: str) -> PastJob | None:
+    try:
+        shown = fields_of(call("scontrol", "--oneliner", "show", "job", job))
+    except SlurmError:
+        return None
+    return PastJob(
+        id=job,
+        state=shown.get("JobState", "UNKNOWN"),
+        exit_code=shown.get("ExitCode", ""),
+        nodes=shown.get("NodeList", "").replace("(null)", ""),
+    )
+
+
+def fields_of(line: str) -> dict[str, str]:
+    """`Key=value` words of one line of scontrol."""
+    return dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+
+# the cluster
+
+
+@cache
+def configuration() -> Mapping[str, str]:
+    """What `scontrol show config` says.
+
+    Raises:
+        SlurmError: Slurm can't be asked.
+    """
+    lines = call("scontrol", "show", "config").splitlines()
+    pairs = (line.split("=", 1) for line in lines if "=" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def max_array_size() -> int:
+    """How many elements an array may have here.
+
+    Raises:
+        SlurmError: Slurm can't be asked.
+    """
+    return int(configuration()["MaxArraySize"])
