@@ -24,12 +24,9 @@ Fault = Mapping[str, Any]
 
 # Below the ephemeral ports (32768 and up), so that no outgoing connection can sit on them.
 _FIRST_PORT, _PORT_PAIRS = 10_000, 11_000
-_HELLO_SECONDS = 10.0
-_ANSWER_SECONDS = 60.0
-_HELLO_BYTES = 4_096
-_LINE_BYTES = 1_000_000
-_RECORD_SECONDS = 30.0
-_RETRY_SECONDS = 0.2
+_HELLO_BYTES, _LINE_BYTES = 4_096, 1_000_000
+_HELLO_SECONDS, _ANSWER_SECONDS = 10.0, 60.0
+_PATIENCE_SECONDS, _RECORD_SECONDS, _RETRY_SECONDS = 300.0, 30.0, 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,17 +142,17 @@ def _first_host(nodes: str) -> str:
 
 
 def _resolves(host: str) -> bool:
-    try:
+    with suppress(OSError):
         return bool(socket.getaddrinfo(host, None))
-    except OSError:
-        return False
+    return False
 
 
 class Leader:
     """Rank 0's side: sends orders to all others and hears of their faults. A context manager.
 
-    Leaving the context closes the connections, which tells the others to end. In a world of one
-    nothing is opened and orders have no effect.
+    Leaving the context closes the connections, which tells the others to end; without an error it
+    first waits for those that are late, who would look for it in vain. In a world of one nothing is
+    opened and orders have no effect.
     """
 
     def __init__(self, place: Place, on_fault: Callable[[Fault], None]) -> None:
@@ -173,7 +170,7 @@ class Leader:
         self._changed = threading.Condition()  # guards what follows
         self._followers: dict[int, socket.socket] = {}
         self._faults: dict[int, Fault] = {}
-        self._closing = False
+        self._closing = self._gave_up = False
         self._server: socket.socket | None = None
 
     def __enter__(self) -> Leader:
@@ -184,17 +181,19 @@ class Leader:
 
     def __exit__(self, *exception: object) -> None:
         with self._changed:
+            if not any(exception) and not self._gave_up:
+                self._changed.wait_for(self._all_known, _PATIENCE_SECONDS)
             self._closing = True
             sockets = [*self._followers.values(), *([self._server] if self._server else [])]
         for one in sockets:
             _close(one)
 
-    def call(self, order: Mapping[str, Any], timeout: float = 300.0) -> None:
+    def call(self, order: Mapping[str, Any], timeout: float = _PATIENCE_SECONDS) -> None:
         """Send an order, of JSON values, to every other process.
 
         Args:
             order: what the others pass to their `act`.
-            timeout: seconds to wait until all others have connected.
+            timeout: seconds to wait until all have connected; in vain once, it is not done again.
 
         Raises:
             TimeoutError: some have not connected in time.
@@ -202,20 +201,27 @@ class Leader:
         """
         line = _line(order)
         with self._changed:
-            self._changed.wait_for(lambda: self._faults or not self._missing(), timeout)
-            missing, faults, followers = self._missing(), [*self._faults.values()], self._followers
-            if faults:
+            self._gave_up |= not self._changed.wait_for(
+                self._all_known, 0 if self._gave_up else timeout
+            )
+            if self._gave_up:
+                raise TimeoutError(self._who_is_missing(timeout))
+            if self._faults:
+                faults = self._faults.values()
                 told = "; ".join(f"rank {one['rank']}: {one['error']}" for one in faults)
                 raise RuntimeError(f"other processes of this job have failed: {told}")
-            if missing:
-                raise TimeoutError(self._who_is_missing(missing, timeout))
-            for rank, follower in followers.items():
-                _order(rank, follower, line)
+            for rank, follower in self._followers.items():
+                try:
+                    follower.sendall(line)
+                except OSError as error:
+                    raise RuntimeError(f"rank {rank} can't be reached any more: {error}") from error
 
-    def _missing(self) -> list[int]:
-        return [rank for rank in range(1, self._place.world) if rank not in self._followers]
+    def _all_known(self) -> bool:
+        """Whether all have connected; or one has failed, and there is nothing to wait for."""
+        return bool(self._faults) or len(self._followers) == self._place.world - 1
 
-    def _who_is_missing(self, missing: list[int], timeout: float) -> str:
+    def _who_is_missing(self, timeout: float) -> str:
+        missing = sorted({*range(1, self._place.world)} - {*self._followers})
         return (
             f"ranks {', '.join(map(str, missing))} of {self._place.world} did not connect to "
             f"{self._place.address}:{self._place.port + 1} within {timeout:g} s; "
@@ -257,14 +263,13 @@ class Leader:
         with self._changed:
             if self._closing or rank in self._followers:
                 return None
-            try:
-                connection.sendall(_line({"job": self._place.job}))
-            except OSError:
-                return None
-            _keep_open(connection)
-            self._followers[rank] = connection
-            self._changed.notify_all()
-        return {"rank": rank, "host": host}
+            with suppress(OSError):
+                connection.sendall(_line(_welcome(self._place)))
+                _keep_open(connection)
+                self._followers[rank] = connection
+                self._changed.notify_all()
+                return {"rank": rank, "host": host}
+        return None
 
     def _note(self, fault: Fault) -> None:
         with self._changed:
@@ -276,7 +281,9 @@ class Leader:
             self._on_fault(fault)
 
 
-def follow(place: Place, act: Callable[[dict[str, Any]], None], timeout: float = 300.0) -> None:
+def follow(
+    place: Place, act: Callable[[dict[str, Any]], None], timeout: float = _PATIENCE_SECONDS
+) -> None:
     """What all but rank 0 do: carry out the leader's orders one by one, until it closes.
 
     Args:
@@ -337,14 +344,17 @@ def _introduce(place: Place, connection: socket.socket) -> tuple[socket.socket, 
     try:
         hello = {"rank": place.rank, "host": socket.gethostname(), "job": place.job}
         connection.sendall(_line(hello))
-        answer = _next(lines, _HELLO_BYTES)
-        if answer is None or answer.get("job") != place.job:
+        if _next(lines, _HELLO_BYTES) != _welcome(place):
             raise ConnectionError("somebody else answers there, or it has this rank already")
         _keep_open(connection)
     except BaseException:
         connection.close()
         raise
     return connection, lines
+
+
+def _welcome(place: Place) -> dict[str, str]:
+    return {"leader of": place.job}
 
 
 def _listen(port: int) -> socket.socket:
@@ -359,13 +369,6 @@ def _listen(port: int) -> socket.socket:
             if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                 raise OSError(f"port {port} of this job can't be opened: {error}") from error
         time.sleep(_RETRY_SECONDS)
-
-
-def _order(rank: int, follower: socket.socket, line: bytes) -> None:
-    try:
-        follower.sendall(line)
-    except OSError as error:
-        raise RuntimeError(f"rank {rank} can't be reached any more: {error}") from error
 
 
 def _keep_open(connection: socket.socket) -> None:

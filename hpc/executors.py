@@ -1,7 +1,8 @@
-"""Run a plan: `inline` in this process, `local` as jobs on this machine. Slurm comes next.
+"""Run a plan: `inline` in this process, `local` as jobs on this machine, or on Slurm.
 
-An executor runs the stages of a plan in order and watches the ledger, not exit codes: a task counts
-when its marker is there. What a failed task leaves undone is not started; everything else is.
+The first two run the stages in order and watch the ledger, not exit codes: a task counts when its
+marker is there. What a failed task leaves undone is not started; everything else is. On Slurm all
+stages are submitted at once, as arrays that depend on each other, and the queue does the rest.
 The only module that imports submitit.
 """
 
@@ -12,15 +13,20 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from hpc import slurm
+from hpc.distributed import Place, torch_environment
+from hpc.job import SlurmJob, script_of, variables
 from hpc.ledger import Ledger
 from hpc.plan import Plan, StagePlan
+from hpc.profile import Profile
+from hpc.room import visible_gpus
 from hpc.stage import OutputError, Resources, Stage
-from hpc.worker import TasksFailed, Worker
+from hpc.worker import JobRecord, TasksFailed, Worker
 
 
 class Reporter(Protocol):
@@ -36,67 +42,11 @@ class Reporter(Protocol):
         """No job of the stage is left: which tasks failed, and which were not started."""
 
 
-@dataclass(frozen=True)
-class Room:
-    """What a machine has for jobs."""
-
-    cpus: int
-    memory_gb: float
-    gpus: tuple[int, ...]
-
-    def clamp(self, wanted: Resources) -> Resources:
-        """What a job gets here: cores and memory no more than there are.
-
-        Raises:
-            ValueError: GPUs are asked for that are not there; never a slow run on the CPU instead.
-        """
-        if wanted.gpus > len(self.gpus):
-            raise ValueError(
-                f"{wanted.gpus} GPUs a job are asked for and this machine shows {len(self.gpus)}"
-            )
-        return replace(
-            wanted,
-            cpus=min(wanted.cpus, self.cpus),
-            memory_gb=min(wanted.memory_gb, self.memory_gb),
-        )
-
-    def at_once(self, resources: Resources) -> int:
-        """How many jobs with these resources fit side by side."""
-        fits = [self.cpus // resources.cpus, int(self.memory_gb // resources.memory_gb)]
-        if resources.gpus:
-            fits.append(len(self.gpus) // resources.gpus)
-        return max(1, min(fits))
-
-
-def this_machine() -> Room:
-    """The cores, memory and GPUs that this process may use."""
-    return Room(len(os.sched_getaffinity(0)), _memory_gb(), _visible_gpus())
-
-
-def _memory_gb() -> float:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text) / 1e9)
-    return total
-
-
-def _visible_gpus() -> tuple[int, ...]:
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return tuple(int(word) for word in chosen.split(",") if word.strip().isdigit())
-    driver = Path("/proc/driver/nvidia/gpus")
-    return tuple(range(len(list(driver.iterdir())))) if driver.is_dir() else ()
-
-
 @contextmanager
 def job_environment(resources: Resources, environment: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables of a job: one thread a core in every library, and the profile's own."""
-    threads = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(resources.cpus)
-    )
+    """Have a job's environment variables in this process for a while."""
     before = dict(os.environ)
-    os.environ.update({**threads, **environment})
+    os.environ.update(variables(resources, environment))
     try:
         yield
     finally:
@@ -104,7 +54,11 @@ def job_environment(resources: Resources, environment: Mapping[str, str]) -> Ite
         os.environ.update(before)
 
 
-def run_inline(plan: Plan, reporter: Reporter, environment: Mapping[str, str]) -> list[str]:
+EnvironmentOf = Callable[[str], Mapping[str, str]]
+"""The environment variables that a stage's jobs get."""
+
+
+def run_inline(plan: Plan, reporter: Reporter, environment: EnvironmentOf) -> list[str]:
     """Run a plan in this process, one task after the other: for debugging.
 
     Returns:
@@ -114,13 +68,13 @@ def run_inline(plan: Plan, reporter: Reporter, environment: Mapping[str, str]) -
     def run_elements(stage: StagePlan, elements: Sequence[int], poll: Callable[[], None]) -> None:
         for element in elements:
             with suppress(TasksFailed):  # recorded in the ledger, which decides
-                Worker(plan.path, stage.stage, element)()
+                Worker(plan.path, stage.stage, element)(JobRecord(cluster="inline"))
             poll()
 
     return _run_stages(plan, reporter, environment, run_elements)
 
 
-def run_local(plan: Plan, reporter: Reporter, environment: Mapping[str, str]) -> list[str]:
+def run_local(plan: Plan, reporter: Reporter, environment: EnvironmentOf) -> list[str]:
     """Run a plan as jobs on this machine, never more at once than it has room for.
 
     Returns:
@@ -142,7 +96,7 @@ RunElements = Callable[[StagePlan, Sequence[int], Callable[[], None]], None]
 
 
 def _run_stages(
-    plan: Plan, reporter: Reporter, environment: Mapping[str, str], run_elements: RunElements
+    plan: Plan, reporter: Reporter, environment: EnvironmentOf, run_elements: RunElements
 ) -> list[str]:
     built = {stage.name: stage for stage in plan.build_stages()}
     undone: list[str] = []
@@ -151,7 +105,7 @@ def _run_stages(
         blocked = [name for name in names if _blocked_by(plan, stage.stage, name, undone)]
         reporter.stage_starts(stage, names)
         elements = [i for i, tasks in enumerate(stage.elements) if not set(tasks) <= set(blocked)]
-        with job_environment(stage.resources, environment):
+        with job_environment(stage.resources, environment(stage.stage)):
             run_elements(stage, elements, partial(reporter.poll, stage))
         missing = [name for name in names if not _is_done(plan, built[stage.stage], name)]
         failed = [name for name in missing if name not in blocked]
@@ -191,8 +145,9 @@ class LocalJob:
         """Run the element's tasks."""
         from submitit import JobEnvironment
 
+        os.environ.update(torch_environment(Place()))
         job = JobEnvironment()
-        self.worker(job=job.job_id, log=str(job.paths.stdout))
+        self.worker(JobRecord(cluster="local", job=job.job_id, log=str(job.paths.stdout)))
 
 
 @dataclass(frozen=True)
@@ -220,7 +175,7 @@ class _LocalStage:
                 _wait(job)
 
     def _gpu_slots(self) -> list[Sequence[int]]:
-        need, have = self.stage.resources.gpus, _visible_gpus()
+        need, have = self.stage.resources.gpus, visible_gpus()
         return [have[slot * need : (slot + 1) * need] for slot in range(self.stage.at_once)]
 
     def _submit(self, element: int, gpus: Sequence[int]) -> Any:
@@ -274,3 +229,42 @@ def _wait(job: Any, seconds: float = 10) -> None:
     ends = time.time() + seconds
     while not job.done() and time.time() < ends:
         time.sleep(0.1)
+
+
+def submit_slurm(
+    plan: Plan, stage: StagePlan, profile: Profile, waits_for: Sequence[str]
+) -> tuple[str, Path]:
+    """Submit the jobs of one stage, as an array if there are several.
+
+    Args:
+        plan: the submission.
+        stage: the part of it to submit.
+        profile: the site's.
+        waits_for: ids of jobs that have to end well before these may start.
+
+    Returns:
+        The job's id, and the script that was given to sbatch.
+
+    Raises:
+        SlurmError: sbatch refused; the message carries its own words.
+    """
+    import submitit
+
+    made = script_of(plan, stage, profile, waits_for)
+    executor = submitit.SlurmExecutor(folder=made.logs, python=made.python)
+    executor.update_parameters(
+        array_parallelism=profile.slurm(stage.stage).array_parallelism or len(stage.elements),
+        job_name=None,  # like the wckey, submitit's own; sites with strict accounting refuse that
+        wckey=None,
+        stderr_to_stdout=True,
+        setup=list(made.setup),
+        srun_args=list(made.srun),
+        additional_parameters=dict(made.options),
+    )
+    workers = [Worker(plan.path, stage.stage, index) for index in range(len(stage.elements))]
+    try:
+        with slurm.scrubbed_environment(), executor.batch():
+            jobs = [executor.submit(SlurmJob(worker)) for worker in workers]
+    except submitit.core.utils.FailedJobError as error:
+        raise slurm.SlurmError(f"{stage.stage}: sbatch refused: {error}") from error
+    return jobs[0].job_id.partition("_")[0], jobs[0].paths.submission_file

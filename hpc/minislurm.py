@@ -396,7 +396,7 @@ class Cluster:
 def _free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, below those that the kernel hands out for connections."""
     held, ports = [], []
-    for port in random.sample(range(10_000, 20_000), 1000):
+    for port in random.sample(range(22_000, 32_000), 1000):
         listener = socket.socket()
         with suppress(OSError):
             listener.bind(("", port))

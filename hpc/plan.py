@@ -49,6 +49,11 @@ class Assessment:
         """`stage/task`."""
         return reference(self.stage, self.task.name)
 
+    @property
+    def producers(self) -> list[str]:
+        """The tasks that make what it needs, as `stage/task`."""
+        return [name.partition("#")[0] for name in self.task.recipe.inputs]
+
 
 def assess(
     stages: Sequence[Stage], ledger: Ledger, *, thorough: bool = False
@@ -186,6 +191,8 @@ class StagePlan:
     """Names of tasks; each element is one job."""
     at_once: int
     """How many elements may run at the same time."""
+    max_requeues: int = 0
+    """On Slurm: how often a job may be put back into the queue before its task has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +241,7 @@ def make_plan(
 ) -> Plan:
     """Make the plan of one submission and write it."""
     plan = Plan(
-        submission=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+        submission=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}",
         run=run,
         builder=builder,
         study=study,

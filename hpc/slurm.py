@@ -259,3 +259,172 @@ def max_array_size() -> int:
         SlurmError: Slurm can't be asked.
     """
     return int(configuration()["MaxArraySize"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partition:
+    """A queue of the cluster."""
+
+    name: str
+    state: str
+    """UP, DOWN, DRAIN or INACTIVE."""
+    is_default: bool
+    max_minutes: float | None
+    """None if jobs may run for ever."""
+    max_nodes: int | None
+    max_memory_mb: int | None
+    """On each node, in MiB; None if all of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """A machine of the cluster."""
+
+    name: str
+    cpus: int
+    memory_mb: int
+    """In MiB, as Slurm counts."""
+    gpus: int
+    is_available: bool
+    """Whether it takes jobs, now or when those that it has are done."""
+    partitions: tuple[str, ...]
+
+
+_NO_LIMIT = ("UNLIMITED", "INFINITE", "N/A", "NONE", "(null)", "")
+
+
+def version() -> str:
+    """Slurm's version, from the controller: it is there and answers.
+
+    Raises:
+        SlurmError: Slurm can't be asked.
+    """
+    return configuration()["SLURM_VERSION"]
+
+
+def missing_commands() -> list[str]:
+    """Those of Slurm's commands that this machine does not have."""
+    words = ("sbatch", "squeue", "scontrol", "scancel", "srun")
+    return [word for word in words if shutil.which(word) is None]
+
+
+def check_accounting() -> None:
+    """Find out whether sacct answers.
+
+    Raises:
+        SlurmError: it does not; the message says why.
+    """
+    if configuration().get("AccountingStorageType") in (None, "(null)", "accounting_storage/none"):
+        raise SlurmError("accounting is off in this cluster's configuration")
+    call("sacct", "--noheader", "--parsable2", "--format=JobID", "--starttime=now")
+
+
+def partitions() -> list[Partition]:
+    """The queues.
+
+    Raises:
+        SlurmError: Slurm can't be asked.
+    """
+    found = []
+    for line in call("scontrol", "--oneliner", "show", "partition").splitlines():
+        if not (shown := fields_of(line)):
+            continue
+        memory = _limit(shown.get("MaxMemPerNode", ""))
+        nodes = _limit(shown.get("MaxNodes", ""))
+        found.append(
+            Partition(
+                name=shown["PartitionName"],
+                state=shown.get("State", ""),
+                is_default=shown.get("Default") == "YES",
+                max_minutes=minutes_of(shown.get("MaxTime", "")),
+                max_nodes=nodes,
+                max_memory_mb=memory,
+            )
+        )
+    return found
+
+
+def _limit(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def minutes_of(text: str) -> float | None:
+    """Minutes of a time as Slurm prints it, `[days-]hours:minutes:seconds`; None if no limit."""
+    if text in _NO_LIMIT:
+        return None
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in f"0:0:{clock}".split(":")[-3:])
+    return int(days or 0) * 24 * 60 + hours * 60 + minutes + seconds / 60
+
+
+def nodes() -> list[Node]:
+    """The machines.
+
+    Raises:
+        SlurmError: Slurm can't be asked.
+    """
+    lines = call("scontrol", "--oneliner", "show", "node").splitlines()
+    return [_node(shown) for line in lines if "NodeName" in (shown := fields_of(line))]
+
+
+def _node(shown: Mapping[str, str]) -> Node:
+    base, *flags = re.split(r"\+", shown.get("State", "UNKNOWN"))
+    gone = base.rstrip("*~#!%$@^-") in ("DOWN", "ERROR", "FAIL", "FUTURE", "UNKNOWN")
+    away = {flag.rstrip("*~#!%$@^-") for flag in flags} & {"DRAIN", "FAIL", "NOT_RESPONDING"}
+    partitions = shown.get("Partitions", "")
+    return Node(
+        name=shown["NodeName"],
+        cpus=int(shown.get("CPUEfctv", shown.get("CPUTot", "0"))),
+        memory_mb=int(shown.get("RealMemory", "0")) - int(shown.get("MemSpecLimit", "0")),
+        gpus=gpus_of(shown.get("Gres", "")),
+        is_available=not gone and not away,
+        partitions=tuple(partitions.split(",")) if partitions else (),
+    )
+
+
+def gpus_of(gres: str) -> int:
+    """How many GPUs a node's Gres names: `gpu:a100:4(S:0-1),nvme:1` has 4."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
+
+
+def associations(user: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The accounts of a user and the qos that each may use; empty if the site keeps none.
+
+    Raises:
+        SlurmError: there is no accounting, or it can't be asked.
+    """
+    columns = "format=account,qos"
+    lines = call("sacctmgr", "-nP", "show", "associations", f"user={user}", columns).splitlines()
+    pairs = (line.split("|", 1) for line in lines if "|" in line)
+    return [(account, tuple(qos.split(",")) if qos else ()) for account, qos in pairs]
+
+
+def enforced() -> tuple[str, ...]:
+    """What of accounts and limits this cluster insists on: associations, limits, qos, ...
+
+    Raises:
+        SlurmError: Slurm can't be asked.
+    """
+    told = configuration().get("AccountingStorageEnforce", "none")
+    return () if told in _NO_LIMIT or told == "none" else tuple(told.split(","))
+
+
+def has_pyxis() -> bool:
+    """Whether srun starts containers by itself (NVIDIA's plugin).
+
+    Raises:
+        SlurmError: Slurm can't be asked.
+    """
+    return "--container-image" in call("srun", "--help")
+
+
+def check_submission(options: Sequence[str]) -> None:
+    """Ask Slurm whether it would take a job, without submitting one.
+
+    Args:
+        options: long options of sbatch.
+
+    Raises:
+        SlurmError: it would not; the message has Slurm's words.
+    """
+    call("sbatch", "--test-only", *options, "--wrap=true")

@@ -1,14 +1,40 @@
-"""How far a run is: per stage what is done, running, failed and missing, rate and time left."""
+"""How far a run is: per stage what is done, running, queued, failed; rate, time left, GPU-hours."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpc.ledger import Ledger
 from hpc.plan import DONE, MISSING, Assessment
+from hpc.queued import QueuedTask
+
+LOST = "lost"
+"""State of an attempt whose job is gone without a word."""
+
+_REASONS = {
+    "Priority": "jobs with a higher priority come first",
+    "Resources": "waits for free nodes",
+    "Dependency": "waits for {stages}",
+    "DependencyNeverSatisfied": (
+        "never starts, because {stages} failed; the same submit command replaces it"
+    ),
+    "JobArrayTaskLimit": "as many run as array_parallelism in the profile allows",
+    "BeginTime": "was put back into the queue a moment ago, starts soon",
+    "JobHeldUser": "held; `scontrol release` lets it go",
+    "JobHeldAdmin": "held by an administrator",
+    "PartitionTimeLimit": "asks for more time than the partition gives: minutes in the profile",
+    "PartitionNodeLimit": "asks for more nodes than the partition gives: nodes in the profile",
+    "PartitionDown": "the partition is down",
+    "PartitionInactive": "the partition takes no jobs to its nodes",
+    "ReqNodeNotAvail": "nodes that it needs are down or reserved",
+    "BadConstraints": "no node fits: constraint, cpus, memory_gb and gpus in the profile",
+    "InvalidAccount": "the account is not valid: account in the profile",
+    "InvalidQOS": "the QOS is not valid: qos in the profile",
+    "None": "was just submitted",
+}
 
 
 @dataclass
@@ -19,15 +45,23 @@ class StageStatus:
     total: int = 0
     done: int = 0
     missing: int = 0
-    """Never ran to the end."""
+    """Never ran to the end, and not in the queue."""
     stale: int = 0
-    """Ran, but have to run again."""
+    """Ran, but have to run again, and are not in the queue."""
+    queued: int = 0
+    """In a job that waits, or that runs and has not come to them."""
+    waits: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Pending jobs by array id and reason, in words."""
     running: list[Mapping[str, Any]] = field(default_factory=list)
     """What is known of the attempts at work."""
     failed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By task: what is known of the attempt that failed."""
+    """By task: what is known of the attempt that failed, or whose job is gone."""
     mean_seconds: float | None = None
     """Of the finished tasks."""
+    seconds: dict[str, float] = field(default_factory=lambda: {"cpus": 0.0, "gpus": 0.0})
+    """Spent by every attempt, times the cores and the GPUs of its job."""
+    each: dict[str, int] = field(default_factory=lambda: {"cpus": 0, "gpus": 0})
+    """Cores and GPUs of the latest job."""
 
     @property
     def fraction(self) -> float:
@@ -47,17 +81,31 @@ class StageStatus:
     def seconds_left(self, now: float, at_once: int = 1) -> float | None:
         """Estimate of the time left, from running tasks' progress and finished tasks' times."""
         open_tasks = self.total - self.done
+        work = self._work_left(now)
+        return None if work is None else work / max(1, len(self.running), min(at_once, open_tasks))
+
+    def _work_left(self, now: float) -> float | None:
+        """Seconds that the open tasks take, one after the other."""
+        open_tasks = self.total - self.done
         if not open_tasks:
             return 0.0
         each = self.mean_seconds or _expected_seconds(self.running, now)
-        if each is None:
-            return None
-        work = each * (open_tasks - sum(map(_fraction, self.running)))
-        return work / max(1, len(self.running), min(at_once, open_tasks))
+        return None if each is None else each * (open_tasks - sum(map(_fraction, self.running)))
+
+    def hours(self, kind: str, now: float) -> tuple[float, float | None]:
+        """Hours of `cpus` or `gpus`: used, and expected in all if that can be told."""
+        used = self.seconds[kind]
+        work = self._work_left(now)
+        expected = None if work is None else (used + work * self.each[kind]) / 3600
+        return used / 3600, expected
 
 
 def survey(
-    assessed: Mapping[str, Assessment], ledger: Ledger, stages: Iterable[str]
+    assessed: Mapping[str, Assessment],
+    ledger: Ledger,
+    stages: Iterable[str],
+    queue: Mapping[str, QueuedTask] | None,
+    now: float,
 ) -> list[StageStatus]:
     """Count the tasks of each stage.
 
@@ -65,6 +113,8 @@ def survey(
         assessed: what `hpc.plan.assess` found.
         ledger: the run's attempts.
         stages: names, in order.
+        queue: the tasks in Slurm's queue; None if Slurm can't be asked: what was at work still is.
+        now: seconds since the epoch.
     """
     found = {stage: StageStatus(stage) for stage in stages}
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -73,28 +123,79 @@ def survey(
         status.total += 1
         if item.marker is not None:
             seconds[item.stage].append(item.marker.seconds)
+            _count_hours(status, {**item.marker.ran_on, "seconds": item.marker.seconds}, now)
         if item.state == DONE:
             status.done += 1
         else:
-            _count_open(status, item, ledger)
+            _count_open(status, item, ledger, queue, now)
     for stage, times in seconds.items():
         found[stage].mean_seconds = sum(times) / len(times)
+    for stage, waits in _waits(queue or {}).items():
+        found[stage].waits = waits
     return list(found.values())
 
 
-def _count_open(status: StageStatus, item: Assessment, ledger: Ledger) -> None:
+def _count_open(
+    status: StageStatus,
+    item: Assessment,
+    ledger: Ledger,
+    queue: Mapping[str, QueuedTask] | None,
+    now: float,
+) -> None:
     attempt = ledger.attempt(item.stage, item.task.name)
-    if attempt and attempt.get("digest") == item.digest:
-        if attempt["state"] == "failed":
-            status.failed[item.task.name] = attempt
-            return
-        if ledger.is_locked(item.stage, item.task.name):
-            status.running.append(attempt)
-            return
-    if item.state == MISSING:
+    if attempt and attempt.get("digest") != item.digest:
+        attempt = None
+    job = queue[item.reference].job if queue and item.reference in queue else None
+    at_work = attempt is not None and attempt["state"] == "running"
+    believed = queue is None and attempt is not None and attempt.get("cluster") == "slurm"
+    if attempt and at_work and (believed or _is_at_work(item, attempt, job, ledger)):
+        status.running.append(attempt)
+    elif job:
+        status.queued += 1
+    elif attempt:
+        state = LOST if at_work or attempt["state"] == "interrupted" else attempt["state"]
+        status.failed[item.task.name] = {**attempt, "state": state}
+    elif item.state == MISSING:
         status.missing += 1
     else:
         status.stale += 1
+    if attempt:
+        _count_hours(status, attempt, now)
+
+
+def _is_at_work(item: Assessment, attempt: Mapping[str, Any], job: Any, ledger: Ledger) -> bool:
+    if attempt.get("cluster") == "slurm":
+        return job is not None and not job.is_pending and job.id == attempt["job"]
+    return ledger.is_locked(item.stage, item.task.name)
+
+
+def _count_hours(status: StageStatus, attempt: Mapping[str, Any], now: float) -> None:
+    """Add an attempt, and those before it; of a lost one only what its progress tells."""
+    last = now if attempt.get("state") == "running" else attempt.get("started", 0)
+    seconds = attempt.get("seconds", attempt.get("ended", last) - attempt.get("started", 0))
+    for before in attempt.get("earlier", ()):
+        seconds += max(0.0, before.get("ended", before["started"]) - before["started"])
+    for kind in status.seconds:
+        status.each[kind] = attempt.get(kind, 0)
+        status.seconds[kind] += seconds * attempt.get(kind, 0)
+
+
+def _waits(queue: Mapping[str, QueuedTask]) -> dict[str, Counter[tuple[str, str]]]:
+    """Why pending jobs wait: per stage, how many jobs of which array for which reason."""
+    stage_of = {task.job.array: name.partition("/")[0] for name, task in queue.items()}
+    jobs = {task.job.id: (name.partition("/")[0], task.job) for name, task in queue.items()}
+    found: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for stage, job in jobs.values():
+        if job.is_pending:
+            known = [stage_of.get(array, f"job {array}") for array in _arrays(job.waits_for)]
+            stages = ", ".join(dict.fromkeys(known)) or "other jobs"
+            words = _REASONS.get(job.reason, job.reason).format(stages=stages)
+            found[stage][job.array, words] += 1
+    return found
+
+
+def _arrays(jobs: Sequence[str]) -> Iterator[str]:
+    return (job.partition("_")[0] for job in jobs)
 
 
 def watch(
@@ -130,6 +231,11 @@ def clock(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 task`, `1,234 tasks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _fraction(attempt: Mapping[str, Any]) -> float:

@@ -10,15 +10,17 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc.ledger import Ledger
-from hpc.plan import Plan, load_plan
+from hpc.plan import Plan, StagePlan, load_plan
 from hpc.stage import Context, OutputError, Resources, Stage, Task
+
+_ATTEMPTS_KEPT = 20
 
 
 class TasksFailed(Exception):
@@ -42,6 +44,36 @@ def code_version() -> str:
         return ""
 
 
+class Interrupted(BaseException):
+    """A job was told to stop; not an Exception, so that no task takes it for its own failure."""
+
+    def __init__(self, words: str, *, comes_back: bool) -> None:
+        super().__init__(words)
+        self.comes_back = comes_back
+        """Whether the job is in the queue again and goes on from here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """What the records say of the job that does the work."""
+
+    cluster: str
+    job: str = ""
+    """The scheduler's id."""
+    log: str = ""
+    """Where its output goes."""
+    restart: int = 0
+    """How often it was requeued."""
+
+
+Lead = Callable[[Mapping[str, Any]], None]
+"""Sends an order to the job's other processes."""
+
+
+def _alone(order: Mapping[str, Any]) -> None:
+    """A job of one process leads nobody."""
+
+
 @dataclass(frozen=True)
 class Worker:
     """Runs one element of one stage of a plan. Holds arguments only: cheap to pickle."""
@@ -50,32 +82,60 @@ class Worker:
     stage: str
     element: int
 
-    def __call__(self, *, job: str = "", log: str = "") -> None:
+    def __call__(self, job: JobRecord, lead: Lead = _alone) -> None:
         """Run the element's tasks.
 
         Args:
-            job: the scheduler's id of this job, for the records.
-            log: where this job's output goes, for the records.
+            job: for the records.
+            lead: how the job's other processes are told to take part in a task.
 
         Raises:
             TasksFailed: at least one task failed; all were tried.
+            Interrupted: the job was told to stop.
         """
-        plan = load_plan(self.plan_path)
-        stage_plan = next(item for item in plan.stages if item.stage == self.stage)
-        stage = next(item for item in plan.build_stages() if item.name == self.stage)
+        plan, stage_plan, stage = self.load()
         names = stage_plan.elements[self.element]
+        if job.restart > stage_plan.max_requeues and job.cluster == "slurm":
+            self._give_up(plan, names, job, stage_plan.max_requeues)
         commit = code_version()
-        job_record = {"job": job, "log": log, "host": socket.gethostname(), "pid": os.getpid()}
-        _say(
-            f"{self.stage}: {len(names)} tasks on {job_record['host']}, code {commit or 'unknown'}"
-        )
+        host = socket.gethostname()
+        _say(f"{self.stage}: {len(names)} tasks on {host}, code {commit or 'unknown'}")
         if commit != plan.submitted.get("commit", commit):
             _say(f"warning: submitted from code {plan.submitted['commit']}, this is {commit}")
-        runner = _Runner(plan, stage, stage_plan.resources, {**job_record, "commit": commit})
+        resources = stage_plan.resources
+        ran_on = {
+            **asdict(job),
+            "host": host,
+            "pid": os.getpid(),
+            "commit": commit,
+            "cpus": resources.world * resources.cpus,
+            "gpus": resources.nodes * resources.gpus,
+        }
+        runner = _Runner(plan, stage, resources, ran_on, lead)
         failed = [name for name in names if not runner.run(name)]
         if failed:
             listed = ", ".join(failed[:5]) + (" ..." if len(failed) > 5 else "")
             raise TasksFailed(f"{len(failed)} of {len(names)} {self.stage} tasks failed: {listed}")
+
+    def load(self) -> tuple[Plan, StagePlan, Stage]:
+        """The plan, the stage's part of it, and the stage."""
+        plan = load_plan(self.plan_path)
+        stage_plan = next(item for item in plan.stages if item.stage == self.stage)
+        return plan, stage_plan, next(s for s in plan.build_stages() if s.name == self.stage)
+
+    def _give_up(self, plan: Plan, names: Sequence[str], job: JobRecord, allowed: int) -> None:
+        """Fail the task that this job was cut off in again and again."""
+        ledger = Ledger(plan.run)
+        error = (
+            f"its job was cut off {job.restart} times (preempted, out of time, or its node lost), "
+            f"and max_requeues is {allowed}"
+        )
+        for name in names:
+            attempt = ledger.attempt(self.stage, name)
+            if attempt and attempt.get("job") == job.job and attempt["state"] != "failed":
+                ended = {"state": "failed", "error": error, "ended": time.time()}
+                ledger.write_attempt(self.stage, name, {**attempt, **ended})
+        raise TasksFailed(error)
 
 
 @dataclass(frozen=True)
@@ -84,6 +144,7 @@ class _Runner:
     stage: Stage
     resources: Resources
     ran_on: Mapping[str, Any]
+    lead: Lead
 
     @property
     def ledger(self) -> Ledger:
@@ -93,8 +154,7 @@ class _Runner:
         """Run a task unless it is done by now; returns whether it is done."""
         task, entry = self.plan.task(f"{self.stage.name}/{name}")
         with _patient_lock(self.ledger, self.stage.name, name):
-            started = time.time()
-            record = {**self.ran_on, "digest": entry["digest"], "started": started}
+            record = self._attempt(name, entry["digest"])
             try:
                 fingerprints = self._input_fingerprints(entry["inputs"])
                 if self._is_done(task, entry["digest"], fingerprints):
@@ -102,32 +162,61 @@ class _Runner:
                     self.ledger.attempt_path(self.stage.name, name).unlink(missing_ok=True)
                     return True
                 _say(f"{name}: starts ({entry['reason']})")
-                progress = _ProgressRecord(self.ledger, self.stage.name, name, record)
-                progress.write(0, 0, "")
-                context = Context(
-                    digest=entry["digest"],
-                    inputs=fingerprints,
-                    resources=self.resources,
-                    progress=progress,
-                )
-                counts = self.stage.run(task, context)
-                self.ledger.finished(
-                    self.stage,
-                    task,
-                    entry["digest"],
-                    inputs=dict(entry["inputs"]),
-                    input_fingerprints=fingerprints,
-                    parts=dict(entry["parts"]),
-                    counts=counts,
-                    started=started,
-                    seconds=round(time.time() - started, 3),
-                    ran_on=self.ran_on,
-                )
+                counts = self._work(task, entry, fingerprints, record)
             except Exception as error:
                 self._record_failure(name, record, error)
                 return False
-        _say(f"{name}: done in {time.time() - started:.1f} s {_in_words(counts)}")
+            except Interrupted as interrupted:
+                state = "interrupted" if interrupted.comes_back else "failed"
+                _say(f"{name}: {interrupted}")
+                ended = {"state": state, "error": str(interrupted), "ended": time.time()}
+                self.ledger.write_attempt(self.stage.name, name, {**record, **ended})
+                raise
+        _say(f"{name}: done in {time.time() - record['started']:.1f} s {_in_words(counts)}")
         return True
+
+    def _attempt(self, name: str, digest: str) -> dict[str, Any]:
+        """The record of an attempt that begins, with those before it."""
+        before = self.ledger.attempt(self.stage.name, name)
+        earlier = []
+        if before and before.get("digest") == digest:
+            told = ("state", "job", "restart", "host", "started", "ended", "error", "log")
+            summary = {key: before[key] for key in told if key in before}
+            earlier = [*before.get("earlier", []), summary][-_ATTEMPTS_KEPT:]
+        return {**self.ran_on, "digest": digest, "started": time.time(), "earlier": earlier}
+
+    def _work(
+        self,
+        task: Task,
+        entry: Mapping[str, Any],
+        fingerprints: Mapping[str, str],
+        record: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Run a task and write its marker; returns its counts."""
+        progress = _ProgressRecord(self.ledger, self.stage.name, task.name, record)
+        progress.write(0, 0, "")
+        order = {"task": task.name, "inputs": dict(fingerprints)}
+        context = Context(
+            digest=entry["digest"],
+            inputs=fingerprints,
+            resources=self.resources,
+            progress=progress,
+            start_followers=lambda: self.lead(order),
+        )
+        counts = self.stage.run(task, context)
+        self.ledger.finished(
+            self.stage,
+            task,
+            entry["digest"],
+            inputs=dict(entry["inputs"]),
+            input_fingerprints=fingerprints,
+            parts=dict(entry["parts"]),
+            counts=counts,
+            started=record["started"],
+            seconds=round(time.time() - record["started"], 3),
+            ran_on={**self.ran_on, "earlier": record["earlier"]},
+        )
+        return counts
 
     def _record_failure(self, name: str, record: Mapping[str, Any], error: Exception) -> None:
         text = traceback.format_exc()

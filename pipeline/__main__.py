@@ -11,6 +11,9 @@ from pipeline import __version__
 COMMANDS = {
     "submit": ("pipeline.submit", "run a study: whatever of it is missing or stale"),
     "status": ("pipeline.status", "show how far a study is"),
+    "logs": ("pipeline.logs", "tell why tasks failed, and show what they wrote"),
+    "cancel": ("pipeline.cancel", "end the jobs of a study"),
+    "doctor": ("pipeline.doctor", "check the site, its profile and the study before a run"),
     "world": ("pipeline.data.world.__main__", "draw the miniature world, to try everything on"),
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.ledger import Ledger
 from hpc.plan import Plan, StagePlan
-from hpc.status import StageStatus, clock, watch
+from hpc.status import StageStatus, clock, count, watch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -63,8 +63,8 @@ class StageReporter:
         entries = self._plan.tasks
         self._digests = {task: entries[f"{stage.stage}/{task}"]["digest"] for task in tasks}
         at_once = min(stage.at_once, len(stage.elements))
-        jobs = f"{_count(len(stage.elements), 'job')}, {at_once} at once"
-        line = f"{stage.stage}: {_count(len(tasks), 'task')} in {jobs}"
+        jobs = f"{count(len(stage.elements), 'job')}, {at_once} at once"
+        line = f"{stage.stage}: {count(len(tasks), 'task')} in {jobs}"
         self._log.keep(line)
         if self._live:
             self._bar = self._live.add_task(stage.stage, total=len(tasks), words="")
@@ -138,7 +138,3 @@ def _in_words(status: StageStatus, now: float, at_once: int) -> str:
     if status.failed:
         words.append(f"{len(status.failed)} FAILED")
     return ", ".join(words)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,27 +1,34 @@
 """How far a study is.
 
-python -m pipeline.status experiments/mini.yaml
+python -m pipeline.status experiments/mini.yaml --watch
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.stages import NAMES
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from hpc.status import StageStatus
 
 _EPILOG = """\
 examples:
   simgap status experiments/mini.yaml
-  simgap status runs/mini
+  simgap status runs/mini --watch
+  simgap status runs/mini --json | jq '.stages[] | select(.failed > 0)'
 
 A task is done when its marker is there for today's settings and its outputs are as they were
-written; running while a process holds it; failed if its latest attempt failed; stale if it ran with
-other settings or inputs; missing otherwise.
+written; running while a job works on it; queued while it is in a job that waits, or that has not
+come to it; failed if its latest attempt failed or its job is gone; stale if it ran with other
+settings or inputs; missing otherwise. `simgap logs` tells why tasks failed.
 """
 
 
@@ -29,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="simgap status",
-        description="Show a study stage by stage: done, running, failed, missing; rate and time "
-        "left; what failed and where to read on.",
+        description="Show a study stage by stage: done, running, queued, failed, stale, missing; "
+        "rate, time left, GPU-hours; why jobs wait.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,69 +45,186 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="as given to submit"
     )
+    made.add_argument("--watch", action="store_true", help="show it again and again until the end")
+    made.add_argument("--json", action="store_true", help="for programs")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    arguments = parser().parse_args(argv)
-    from pipeline.experiment import ExperimentError, load_experiment
-    from pipeline.layout import Layout, find
+    arguments = parser().parse_intermixed_args(argv)
+    from pipeline.experiment import ExperimentError
+    from pipeline.study import load_study
 
     try:
-        folder = Path(arguments.study)
-        path = (
-            Layout(folder).experiment if folder.is_dir() else find("experiments", arguments.study)
-        )
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} is no run: it has no {path.name}")
-        experiment = load_experiment(path, arguments.overrides)
-        if folder.is_dir():  # wherever it has been moved to
-            place = {"runs": folder.resolve().parent, "name": folder.resolve().name}
-            experiment = experiment.model_copy(update=place)
-        _show(experiment)
+        experiment = load_study(arguments.study, arguments.overrides)
+        if arguments.watch:
+            _watch(experiment)
+        elif arguments.json:
+            print(json.dumps(_as_values(View(experiment)), indent=1, ensure_ascii=False))
+        else:
+            _console().print(View(experiment).shown())
     except (ExperimentError, OSError) as error:
         print(f"simgap status: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
-def _show(experiment: Any) -> None:
-    from rich import box
+def _console() -> Any:
     from rich.console import Console
-    from rich.table import Table
 
-    from hpc.ledger import Ledger
-    from hpc.plan import assess
-    from hpc.status import clock, survey
-    from pipeline.layout import Layout
-    from pipeline.stages import stages_of
+    # As wide as it needs to be where nobody has said how wide a line may be.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
-    layout = Layout(experiment.run)
-    ledger = Ledger(layout.run)
-    statuses = survey(assess(stages_of(experiment), ledger), ledger, NAMES)
-    table = Table(box=box.SIMPLE_HEAD, title=str(layout.run), title_justify="left")
-    table.add_column("stage")
-    for heading in ("done", "running", "failed", "stale", "missing", "rate", "left"):
-        table.add_column(heading, justify="right")
-    now = time.time()
-    for status in statuses:
-        numbers = (len(status.running), len(status.failed), status.stale, status.missing)
-        table.add_row(
-            status.stage,
-            f"{status.done}/{status.total}",
-            *(str(number) if number else "" for number in numbers),
-            status.rate(now),
-            clock(status.seconds_left(now)) if status.running else "",
+
+class View:
+    """What is known of a study at one moment."""
+
+    def __init__(self, experiment: Any) -> None:
+        from hpc import slurm
+        from hpc.ledger import Ledger
+        from hpc.plan import DONE, assess
+        from hpc.queued import queued, recorded_jobs
+        from hpc.status import survey
+        from pipeline.layout import Layout
+        from pipeline.stages import stages_of
+
+        self.now = time.time()
+        self.layout = Layout(experiment.run)
+        ledger = Ledger(self.layout.run)
+        self.trouble = ""
+        assessed = assess(stages_of(experiment), ledger)
+        queue: Any = {}
+        if recorded_jobs(self.layout.run) and any(one.state != DONE for one in assessed.values()):
+            try:
+                queue = queued(self.layout.run)
+            except slurm.SlurmError as error:
+                told = str(error).splitlines()[-1]
+                self.trouble = f"Slurm can't be asked, so nothing is shown as queued: {told}"
+                queue = None
+        self.stages: list[StageStatus] = survey(assessed, ledger, NAMES, queue, self.now)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything runs or is queued."""
+        return any(stage.running or stage.queued for stage in self.stages)
+
+    @property
+    def kind(self) -> str:
+        """The hours that count: those of GPUs, or of cores where no job has a GPU."""
+        return "gpus" if any(stage.each["gpus"] for stage in self.stages) else "cpus"
+
+    def shown(self) -> RenderableType:
+        """For people."""
+        from rich.console import Group
+        from rich.text import Text
+
+        failures = {s.stage: len(s.failed) for s in self.stages if s.failed}
+        lines = [Text(f"{stage}: {words}") for stage, words in self._waits()]
+        if failures:
+            told = ", ".join(f"{number} in {stage}" for stage, number in failures.items())
+            lines.append(Text(f"failed: {told}; simgap logs {self.layout.run}", style="red"))
+        if self.trouble:
+            lines.append(Text(self.trouble, style="yellow"))
+        if self.layout.report.exists():
+            lines.append(Text(f"report: {self.layout.report}"))
+        return Group(self._table(), *lines)
+
+    def _table(self) -> RenderableType:
+        from rich import box
+        from rich.table import Table
+
+        from hpc.status import clock
+
+        table = Table(box=box.SIMPLE_HEAD, title=str(self.layout.run), title_justify="left")
+        table.add_column("stage")
+        hours = "GPU-hours" if self.kind == "gpus" else "core-hours"
+        columns = ("done", "running", "queued", "failed", "stale", "missing", "rate", "left", hours)
+        for heading in columns:
+            table.add_column(heading, justify="right")
+        for one in self.stages:
+            numbers = (len(one.running), one.queued, len(one.failed), one.stale, one.missing)
+            table.add_row(
+                one.stage,
+                f"{one.done}/{one.total}",
+                *(str(number) if number else "" for number in numbers),
+                one.rate(self.now),
+                clock(one.seconds_left(self.now)) if one.running else "",
+                self._hours(one),
+            )
+        return table
+
+    def _hours(self, stage: StageStatus) -> str:
+        """Used, and expected in all where that is more."""
+        used, expected = stage.hours(self.kind, self.now)
+        if not used and not expected:
+            return ""
+        told = f"{used:.2f}" if used < 10 else f"{used:,.0f}"
+        if expected is None or expected - used < 0.005:
+            return told
+        return f"{told} of {expected:.2f}" if expected < 10 else f"{told} of {expected:,.0f}"
+
+    def _waits(self) -> list[tuple[str, str]]:
+        from hpc.status import count
+
+        return [
+            (stage.stage, f"{count(jobs, 'job')} of {array}: {words}")
+            for stage in self.stages
+            for (array, words), jobs in stage.waits.items()
+        ]
+
+
+def _as_values(view: View) -> dict[str, Any]:
+    """For programs."""
+    stages = []
+    for one in view.stages:
+        used, expected = one.hours("gpus", view.now)
+        stages.append(
+            {
+                "stage": one.stage,
+                "total": one.total,
+                "done": one.done,
+                "running": len(one.running),
+                "queued": one.queued,
+                "failed": len(one.failed),
+                "stale": one.stale,
+                "missing": one.missing,
+                "fraction": round(one.fraction, 4),
+                "rate": one.rate(view.now),
+                "seconds_left": one.seconds_left(view.now) if one.running else None,
+                "gpu_hours": {"used": used, "expected": expected},
+                "core_hours": dict(
+                    zip(("used", "expected"), one.hours("cpus", view.now), strict=True)
+                ),
+                "waits": [
+                    {"array": array, "jobs": jobs, "reason": words}
+                    for (array, words), jobs in one.waits.items()
+                ],
+                "failures": {task: attempt.get("error") for task, attempt in one.failed.items()},
+            }
         )
-    console = Console(highlight=False)
-    console.print(table)
-    for status in statuses:
-        for name, attempt in status.failed.items():
-            console.print(f"{status.stage} {name}: {attempt['error']}", style="red", markup=False)
-            console.print(f"    log: {attempt['log'] or 'the terminal'}", markup=False)
-    if layout.report.exists():
-        console.print(f"report: {layout.report}", markup=False, soft_wrap=True)
+    return {
+        "run": str(view.layout.run),
+        "time": view.now,
+        "trouble": view.trouble,
+        "stages": stages,
+        "report": str(view.layout.report) if view.layout.report.exists() else None,
+    }
+
+
+def _watch(experiment: Any) -> None:
+    """Show the study until nothing runs or is queued."""
+    from rich.live import Live
+
+    view = View(experiment)
+    with Live(view.shown(), console=_console(), auto_refresh=False) as live:
+        while view.is_active:
+            # Looking must not be most of the work: at a large study it takes seconds.
+            time.sleep(max(2.0, 5 * (time.time() - view.now)))
+            view = View(experiment)
+            live.update(view.shown(), refresh=True)
 
 
 if __name__ == "__main__":

@@ -6,35 +6,46 @@ python -m pipeline.submit experiments/mini.yaml
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hpc.status import count
+from pipeline.console import Log
+from pipeline.layout import Layout
 from pipeline.stages import NAMES
 
-CLUSTERS = ("local", "inline")
+if TYPE_CHECKING:
+    from hpc.plan import Assessment, Plan, StagePlan
+    from hpc.profile import Profile
+    from hpc.queued import RunQueue
+
+CLUSTERS = ("slurm", "local", "inline")
+SLURMS_OWN_MAX_ARRAY_SIZE = 1001
 _EPILOG = """\
 examples:
   simgap submit experiments/mini.yaml
       run the whole study on this machine, as many jobs side by side as it has room for
-  simgap submit experiments/mini.yaml --dry-run
+  simgap submit my.yaml --profile slurm_templates/a100.yaml
+      on a login node: submit the whole study as arrays that depend on each other, and return
+  simgap submit my.yaml --profile a100 --dry-run
       what would run, what is up to date, and why the rest is not
   simgap submit experiments/mini.yaml training.epochs=8 training.seeds='[0, 1, 2]'
       change settings for this submission; only what depends on them runs again
   simgap submit experiments/mini.yaml --until mask
       thresholds, similarities and masks, but no training
+  simgap submit my.yaml --profile a100 --sbatch scripts
+      write scripts for sbatch instead, for sites where scripts are read before they run
 
-The same command again is the resume: it runs what is missing or stale. Everything is in
-runs/<name>/: experiment.yaml, the numbered folders of results, done/ with a marker for each
-finished task, logs/ with the output of every job.
+The same command again is the resume: it runs what is missing or stale, and leaves alone what is
+queued. Everything is in runs/<name>/: experiment.yaml, the numbered folders of results, done/ with
+a marker for each finished task, logs/ with the output of every job.
 """
 
 
@@ -52,15 +63,16 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="section.key=value", help="change a setting; YAML values"
     )
     made.add_argument(
-        "--cluster",
-        choices=CLUSTERS,
-        default="local",
-        help="local: jobs on this machine (default); inline: in this process, for debugging",
-    )
-    made.add_argument(
         "--profile",
         default="local",
-        help="site profile, a YAML file or the name of a shipped one: resources for each stage",
+        help="site profile, a YAML file or the name of a shipped one: where jobs run and what the "
+        "jobs of each stage ask for (default: this machine)",
+    )
+    made.add_argument(
+        "--cluster",
+        choices=CLUSTERS,
+        help="slurm; local: jobs on this machine; inline: in this process, for debugging "
+        "(default: what the profile says)",
     )
     made.add_argument("--until", choices=NAMES, metavar="STAGE", help=f"stop after: {_listed()}")
     made.add_argument(
@@ -68,6 +80,15 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         metavar="NAME",
         help="train and evaluate only on this split (may be repeated); no report",
+    )
+    made.add_argument(
+        "--task",
+        action="append",
+        metavar="STAGE/TASK",
+        help="run only this task, if it is not done (may be repeated; * matches anything)",
+    )
+    made.add_argument(
+        "--sbatch", type=Path, metavar="DIR", help="write scripts for sbatch and submit nothing"
     )
     made.add_argument("--dry-run", action="store_true", help="say what would run and why")
     made.add_argument(
@@ -89,16 +110,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_intermixed_args(words)
     arguments.command = shlex.join(["simgap", "submit", *words])
     from hpc.profile import ProfileError
+    from hpc.slurm import SlurmError
+    from hpc.submission import RunIsBusy
     from pipeline.experiment import ExperimentError
 
     try:
         signal.signal(signal.SIGTERM, _interrupt)
         return _submit(arguments)
-    except (ExperimentError, ProfileError, RunIsBusy, OSError, ValueError) as error:
+    except (ExperimentError, ProfileError, SlurmError, RunIsBusy, OSError, ValueError) as error:
         print(f"simgap submit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: jobs ended; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted: the same command goes on from here", file=sys.stderr)
         return 130
 
 
@@ -107,43 +130,169 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-class RunIsBusy(Exception):
-    """Another submission drives the run."""
-
-
 def _submit(arguments: argparse.Namespace) -> int:
     from hpc.ledger import Ledger
-    from hpc.plan import assess
+    from hpc.plan import DONE, assess
     from hpc.profile import load_profile
-    from pipeline.console import Log
-    from pipeline.experiment import load_experiment, to_values
-    from pipeline.layout import Layout, find
+    from hpc.submission import alone, cancel_doomed, check_processes, queue_for, to_run
+    from pipeline.experiment import load_experiment
+    from pipeline.layout import find
     from pipeline.stages import stages_of
 
     path = find("experiments", arguments.experiment)
     experiment = load_experiment(path, arguments.overrides)
     profile = load_profile(find("slurm_templates", arguments.profile), NAMES)
+    cluster = "slurm" if arguments.sbatch else arguments.cluster or profile.cluster
     until = arguments.until or NAMES[-1]
     if arguments.split:
         experiment = _only(experiment, arguments.split)
         until = min(until, "evaluate", key=NAMES.index)
     stages = stages_of(experiment)[: NAMES.index(until) + 1]
+    check_processes(stages, profile)
     layout = Layout(experiment.run)
     ledger = Ledger(layout.run)
     if arguments.dry_run:
         assessed = assess(stages, ledger, thorough=arguments.verify)
         _explain(assessed, layout)
         return 0
-    with _alone(layout.run):
+    log = Log(layout.log)
+    with alone(layout.run, patience=60 if cluster == "slurm" else 0):
+        queue = queue_for(layout.run, cluster)
         assessed = assess(stages, ledger, thorough=arguments.verify)
-        todo = [item for item in assessed.values() if item.state != "done"]
+        if doomed := cancel_doomed(layout.run, assessed, queue):
+            log.say(f"{count(len(doomed), 'job')} waited for failed ones and will be replaced")
+            queue = queue_for(layout.run, cluster)
+        todo = to_run(assessed, queue, arguments.task or ())
         if not todo:
-            print(f"{layout.run} is up to date: {len(assessed)} tasks done, nothing to run")
-            _tell_report(layout, until)
+            _nothing_to_run(assessed, layout, until)
             return 0
-        study = to_values(experiment)
-        write_experiment(layout, study, path)
-        return _run(arguments, assessed, study, layout, profile, until, Log(layout.log))
+        done = sum(item.state == DONE for item in assessed.values())
+        queued = f", {len(queue.tasks)} queued already" if queue.tasks else ""
+        log.say(f"{layout.run}: {count(len(todo), 'task')} to run{queued}, {done} up to date")
+        submission = Submission(arguments, cluster, profile, experiment, path, log)
+        if arguments.sbatch:
+            return submission.write_scripts(todo, queue)
+        if cluster == "slurm":
+            return submission.submit(todo, queue)
+        return submission.run(todo, until)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Carries out what was decided to run."""
+
+    arguments: argparse.Namespace
+    cluster: str
+    profile: Profile
+    experiment: Any
+    source: Path
+    log: Log
+
+    @property
+    def layout(self) -> Layout:
+        """The run's paths."""
+        return Layout(self.experiment.run)
+
+    def run(self, todo: Mapping[str, Assessment], until: str) -> int:
+        """Run it on this machine and wait for its end; returns the exit status."""
+        from hpc.executors import run_inline, run_local
+        from hpc.status import clock
+        from pipeline.console import StageReporter
+
+        plan = self._plan(todo, _local_stages(todo, self.profile, self.cluster))
+        execute = {"local": run_local, "inline": run_inline}[self.cluster]
+        started = time.time()
+        with StageReporter(plan, self.log) as reporter:
+            undone = execute(plan, reporter, self.profile.environment)
+        if undone:
+            self.log.say(
+                f"{count(len(undone), 'task')} not done. `simgap logs` tells why; when the cause "
+                "is mended, the same command runs what is left."
+            )
+            return 1
+        self.log.say(f"done in {clock(time.time() - started)}")
+        _tell_report(self.layout, until)
+        return 0
+
+    def submit(self, todo: Mapping[str, Assessment], queue: RunQueue) -> int:
+        """Submit it to Slurm and return; returns the exit status."""
+        from hpc import slurm
+        from hpc.submission import slurm_stages, submit_stages
+
+        plan = self._plan(todo, slurm_stages(todo, self.profile, slurm.max_array_size()))
+        submit_stages(plan, self.profile, queue, self.log.say)
+        self.log.say("The queue does the rest. To follow it, see what failed, or end it:")
+        study = shlex.quote(self.arguments.experiment)
+        print(f"  simgap status {study} --watch\n  simgap logs {study}\n  simgap cancel {study}")
+        return 0
+
+    def write_scripts(self, todo: Mapping[str, Assessment], queue: RunQueue) -> int:
+        """Write it as scripts; returns the exit status."""
+        from hpc import slurm
+        from hpc.scripts import write_scripts
+        from hpc.submission import slurm_stages
+        from pipeline.layout import shipped
+
+        size = slurm.max_array_size() if slurm.is_here() else SLURMS_OWN_MAX_ARRAY_SIZE
+        plan = self._plan(todo, slurm_stages(todo, self.profile, size))
+        templates = shipped("slurm_templates", "local").parent
+        scripts = write_scripts(plan, self.profile, queue, templates, self.arguments.sbatch)
+        print(f"{count(len(scripts) - 1, 'script')} written. To submit them:")
+        print(f"  bash {shlex.quote(str(scripts[-1]))}")
+        return 0
+
+    def _plan(self, todo: Mapping[str, Assessment], stages: Sequence[StagePlan]) -> Plan:
+        from hpc.plan import make_plan
+        from hpc.worker import code_version
+        from pipeline.experiment import to_values
+
+        study = to_values(self.experiment)
+        write_experiment(self.layout, study, self.source)
+        return make_plan(
+            todo,
+            stages,
+            run=self.layout.run,
+            builder="pipeline.stages:build_stages",
+            study=study,
+            submitted={
+                "command": self.arguments.command,
+                "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "host": socket.gethostname(),
+                "commit": code_version(),
+                "cluster": self.cluster,
+                "profile": self.profile.name,
+            },
+        )
+
+
+def _local_stages(
+    todo: Mapping[str, Assessment], profile: Profile, cluster: str
+) -> list[StagePlan]:
+    from hpc.plan import StagePlan, pack
+    from hpc.room import this_machine
+    from hpc.submission import by_stage
+
+    room, plans = this_machine(), []
+    for stage, names in by_stage(todo).items():
+        resources = room.clamp(profile.resources(stage))
+        at_once = 1 if cluster == "inline" else room.at_once(resources)
+        elements = pack(names, at_once)
+        plans.append(
+            StagePlan(stage=stage, resources=resources, elements=elements, at_once=at_once)
+        )
+    return plans
+
+
+def _nothing_to_run(assessed: Mapping[str, Assessment], layout: Layout, until: str) -> None:
+    done = sum(item.state == "done" for item in assessed.values())
+    if done == len(assessed):
+        print(f"{layout.run} is up to date: {done} tasks done, nothing to run")
+        _tell_report(layout, until)
+    else:
+        print(
+            f"{layout.run}: {done} tasks done, nothing to submit: {len(assessed) - done} are "
+            "queued, running, or not chosen"
+        )
 
 
 def _only(experiment: Any, splits: Sequence[str]) -> Any:
@@ -168,100 +317,9 @@ def write_experiment(layout: Any, values: Mapping[str, Any], source: Path) -> No
     write_text(layout.experiment, f"# Resolved from {source}; written by each submission.\n{text}")
 
 
-@contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Hold the run's lock, so that two local submissions don't start the same tasks."""
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / ".submission"
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RunIsBusy(
-                f"another submission works on {run}: {file.read().strip()}; wait for it, look at "
-                "it with `simgap status`, or end it"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
-        file.flush()
-        yield
-
-
-def _run(
-    arguments: argparse.Namespace,
-    assessed: Mapping[str, Any],
-    study: Mapping[str, Any],
-    layout: Any,
-    profile: Any,
-    until: str,
-    log: Any,
-) -> int:
-    from hpc.executors import run_inline, run_local
-    from hpc.plan import make_plan
-    from hpc.worker import code_version
-    from pipeline.console import StageReporter
-
-    plan = make_plan(
-        assessed,
-        _stage_plans(assessed, profile, arguments.cluster),
-        run=layout.run,
-        builder="pipeline.stages:build_stages",
-        study=study,
-        submitted={
-            "command": arguments.command,
-            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "host": socket.gethostname(),
-            "commit": code_version(),
-            "cluster": arguments.cluster,
-            "profile": profile.name,
-        },
-    )
-    done = len(assessed) - len(plan.tasks)
-    log.say(f"{layout.run}: {len(plan.tasks)} tasks to run, {done} up to date")
-    execute = {"local": run_local, "inline": run_inline}[arguments.cluster]
-    started = time.time()
-    with StageReporter(plan, log) as reporter:
-        undone = execute(plan, reporter, profile.environment)
-    if undone:
-        log.say(
-            f"{len(undone)} tasks are not done. Full tracebacks are in the logs named above; when "
-            "the cause is mended, the same command runs what is left."
-        )
-        return 1
-    from hpc.status import clock
-
-    log.say(f"done in {clock(time.time() - started)}")
-    _tell_report(layout, until)
-    return 0
-
-
 def _tell_report(layout: Any, until: str) -> None:
     if until == "report":
         print(f"report: {layout.report}")
-
-
-def _stage_plans(assessed: Mapping[str, Any], profile: Any, cluster: str) -> list[Any]:
-    from hpc.executors import this_machine
-    from hpc.plan import StagePlan, pack
-
-    room, plans = this_machine(), []
-    for stage in NAMES:
-        items = [item for item in assessed.values() if item.stage == stage]
-        names = [item.task.name for item in items if item.state != "done"]
-        if not names:
-            continue
-        resources = room.clamp(profile.resources(stage))
-        at_once = 1 if cluster == "inline" else room.at_once(resources)
-        plans.append(
-            StagePlan(
-                stage=stage,
-                resources=resources,
-                elements=pack(names, at_once),
-                at_once=at_once,
-            )
-        )
-    return plans
 
 
 def _explain(assessed: Mapping[str, Any], layout: Any) -> None:
@@ -275,9 +333,9 @@ def _explain(assessed: Mapping[str, Any], layout: Any) -> None:
         reasons = Counter((item.state, item.reason) for item in items if item.state != "done")
         done = sum(item.state == "done" for item in items)
         print(f"{stage:<10} {len(items) - done:>6} to run {done:>6} up to date")
-        for (state, reason), count in reasons.most_common(10):
+        for (state, reason), number in reasons.most_common(10):
             example = next(i.task.name for i in items if (i.state, i.reason) == (state, reason))
-            others = f" and {count - 1} more" if count > 1 else ""
+            others = f" and {number - 1} more" if number > 1 else ""
             print(f"    {state}: {example}{others}: {reason}")
         if len(reasons) > 10:
             print(f"    and {len(reasons) - 10} other reasons")

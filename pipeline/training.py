@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.training_processes import check_device, joined, place
 from pipeline.training_options import arguments, parse, replaced
+from pipeline.training_processes import check_device, joined, place
 
 if TYPE_CHECKING:
     import torch

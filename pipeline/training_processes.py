@@ -7,9 +7,10 @@ it.
 from __future__ import annotations
 
 import gc
+import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from pipeline.training_options import replaced
@@ -48,8 +49,9 @@ def joined(device: str) -> Iterator[None]:
     if place()[1] == 1:
         yield
         return
+    excepthook = sys.excepthook  # torch wraps it each time it joins
     try:
-        with _parallel(on_cpu=device == "cpu"), _agreed_checkpoint():
+        with _parallel_on_cpu() if device == "cpu" else nullcontext(), _agreed_checkpoint():
             yield
         _wait_for_all()
     except BaseException as error:
@@ -57,18 +59,19 @@ def joined(device: str) -> Iterator[None]:
         raise
     finally:
         _leave()
+        sys.excepthook = excepthook
 
 
 @contextmanager
-def _parallel(on_cpu: bool) -> Iterator[None]:
+def _parallel_on_cpu() -> Iterator[None]:
     """open_clip_train names a device to DistributedDataParallel, which refuses a CPU."""
     from torch.nn import parallel
 
-    class Parallel(parallel.DistributedDataParallel):
+    class OnCpu(parallel.DistributedDataParallel):
         def __init__(self, module: Any, device_ids: Any = None, **options: Any) -> None:
-            super().__init__(module, device_ids=None if on_cpu else device_ids, **options)
+            super().__init__(module, **options)
 
-    with replaced(parallel, "DistributedDataParallel", Parallel):
+    with replaced(parallel, "DistributedDataParallel", OnCpu):
         yield
 
 

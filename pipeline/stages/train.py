@@ -16,6 +16,8 @@ from pipeline.experiment import Training
 from pipeline.layout import SIZES, Layout
 from pipeline.sources import model_identity
 from pipeline.training import train
+from pipeline.training_options import parse
+from pipeline.training_processes import place
 
 RECORD = "training.json"
 
@@ -71,21 +73,17 @@ class Train:
         The working folder's name is a hash of the settings and of the subset's content, so a
         training never resumes from the checkpoints of another.
         """
-        split, _, seed = task.name.rpartition("/seed-")
-        folder = self.run_layout.training(split, int(seed))
-        identity = artifacts.fingerprint({"": context.digest, **context.inputs})
+        folder, identity = task.outputs[0].parent, _identity(context)
         if (counts := self._published(task, context.digest, identity)) is not None:
             return counts
         started = time.time()
-        checkpoint = self._train(task, context)
+        checkpoint, samples = self._train(task, context)
         counts = {
-            "samples": sum(self._sizes(split).values()),
+            "samples": samples,
             "training_seconds": time.time() - started,
-            **self._batches(),
+            **self._together(),
         }
-        for source, name in ((checkpoint, "checkpoint.pt"), (work / "out.log", "out.log")):
-            with atomic_path(folder / name) as temporary:
-                _link_or_copy(source, temporary)
+        _publish(checkpoint, task.outputs[0])
         record = {
             "digest": context.digest,
             "identity": identity,
@@ -95,6 +93,27 @@ class Train:
         write_json(folder / RECORD, record)  # from here on it is published
         _drop_work(folder)
         return counts
+
+    def follow(self, task: Task, context: Context) -> None:
+        """Take part in a training that rank 0 runs and publishes."""
+        self._train(task, context)
+
+    def _train(self, task: Task, context: Context) -> tuple[Path, int]:
+        """Train; returns the checkpoint in the working folder and the samples of the subset."""
+        split, _, seed = task.name.rpartition("/seed-")
+        subset = self.run_layout.subset(split)
+        sizes = read_json(subset / SIZES)
+        samples = sum(sizes.values())
+        checkpoint = train(
+            model=self.training.model,
+            shards=[subset / name for name in sizes],
+            folder=task.outputs[0].parent / f"work-{_identity(context)}",
+            options=self._options(int(seed), samples),
+            threads=context.resources.cpus,
+            on_progress=lambda done, total: context.progress(done, total, "samples"),
+            on_start=context.start_followers,
+        )
+        return checkpoint, samples
 
     def _options(self, seed: int, samples: int) -> dict[str, Any]:
         training = self.training
@@ -106,6 +125,12 @@ class Train:
             "workers": training.workers,
             "seed": seed,
         }
+
+    def _together(self) -> dict[str, int]:
+        """How many processes train, and on how many samples in one step."""
+        world = place()[1]
+        in_one = self.training.batch_size * int(parse(self.training.options).accum_freq)
+        return {"processes": world, "global_batch": in_one * world}
 
     def _published(self, task: Task, digest: str, identity: str) -> dict[str, Any] | None:
         """The counts of this very training, if a kill came between its end and its marker."""
@@ -119,6 +144,20 @@ class Train:
             return None
         _drop_work(folder)
         return dict(record["counts"])
+
+
+def _identity(context: Context) -> str:
+    return artifacts.fingerprint({"": context.digest, **context.inputs})
+
+
+def _publish(checkpoint: Path, target: Path) -> None:
+    """The checkpoint, and the log of each process."""
+    for old in target.parent.glob("out*.log"):  # of more processes than there are now
+        old.unlink()
+    logs = {log: log.name for log in checkpoint.parents[1].glob("out*.log")}
+    for source, name in {checkpoint: target.name, **logs}.items():
+        with atomic_path(target.with_name(name)) as temporary:
+            _link_or_copy(source, temporary)
 
 
 def _drop_work(folder: Path) -> None:

@@ -83,7 +83,7 @@ class Study:
 
     def submit(self, execute: Any = run_inline, reporter: Quiet | None = None) -> list[str]:
         """Run what is not done; returns what is undone after that."""
-        undone: list[str] = execute(self.plan(), reporter or Quiet(), {})
+        undone: list[str] = execute(self.plan(), reporter or Quiet(), lambda stage: {})
         return undone
 
     def ran(self) -> list[str]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from hpc.executors import Room, job_environment, run_local
+from hpc.executors import job_environment, run_local
 from hpc.ledger import Ledger
+from hpc.room import Room
 from hpc.stage import Resources
 from tests.hpc.conftest import Quiet, Study
 
@@ -155,7 +156,7 @@ def test_a_job_that_is_killed_is_seen_and_the_rest_goes_on(study: Study) -> None
     study.texts = {"a": "die", "b": "cd", "c": "ef"}
     reporter = Quiet()
     plan = study.plan(at_once=3)
-    undone = run_local(plan, reporter, {})
+    undone = run_local(plan, reporter, lambda stage: {})
     assert undone == ["write/letters/a", "join/all", "join/lefts"]
     assert study.states()["write/letters/b"] == "done"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hpc.ledger import Ledger
-from hpc.status import StageStatus, clock, survey
+from hpc.status import LOST, StageStatus, clock, survey
 from tests.hpc.conftest import Study
 
 
@@ -39,7 +39,7 @@ def test_survey_counts_every_task_once(study: Study) -> None:
     study.words["all"].append("write/letters/d")
     study.submit()
     ledger = Ledger(study.run)
-    write, join = survey(study.assess(), ledger, ["write", "join"])
+    write, join = survey(study.assess(), ledger, ["write", "join"], {}, 9.0)
     assert (write.total, write.done, list(write.failed)) == (4, 3, ["letters/b"])
     assert (join.total, join.done, join.stale, join.missing) == (2, 0, 2, 0)
     with ledger.lock("join", "all") as ours:
@@ -51,7 +51,8 @@ def test_survey_counts_every_task_once(study: Study) -> None:
             "all",
             {"state": "running", "digest": digest, "started": 0.0, "progress": progress},
         )
-        _, join = survey(study.assess(), ledger, ["write", "join"])
+        _, join = survey(study.assess(), ledger, ["write", "join"], {}, 9.0)
         assert (len(join.running), join.stale) == (1, 1)
-    _, join = survey(study.assess(), ledger, ["write", "join"])
-    assert (len(join.running), join.stale) == (0, 2)  # its process is gone
+    _, join = survey(study.assess(), ledger, ["write", "join"], {}, 9.0)
+    assert (len(join.running), join.stale, list(join.failed)) == (0, 1, ["all"])
+    assert join.failed["all"]["state"] == LOST  # its process is gone

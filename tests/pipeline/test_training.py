@@ -44,7 +44,7 @@ def no_look_ups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(world: Path, folder: Path, shards: list[Path] | None = None, **options: Any) -> Path:
-    on_progress = options.pop("on_progress", None)
+    on_progress, on_start = (options.pop(name, None) for name in ("on_progress", "on_start"))
     return train(
         model=str(world / MODEL),
         shards=shards or sorted((world / "pool").glob("*.tar")),
@@ -52,6 +52,7 @@ def run(world: Path, folder: Path, shards: list[Path] | None = None, **options: 
         options={**STEPS, **options},
         threads=1,
         on_progress=on_progress,
+        on_start=on_start,
     )
 
 

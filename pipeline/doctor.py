@@ -1,0 +1,282 @@
+"""Whether a study can run here: look before the first job does.
+
+python -m pipeline.doctor experiments/mini.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.stages import NAMES
+
+if TYPE_CHECKING:
+    from hpc.doctor import Finding
+
+_EPILOG = """\
+examples:
+  simgap doctor
+      this machine: Python, packages, cores
+  simgap doctor my.yaml --profile my-site
+      the experiment, its data, and whether Slurm would take the jobs of every stage
+  simgap doctor my.yaml --verify
+      read every output of the run again and compare it with its hash
+
+Each line is ok, a warning, or a FAULT with what to do about it. The exit status is 1 if there is a
+FAULT. Nothing is submitted and nothing is changed.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="simgap doctor",
+        description="Check whether a study can run here: packages, the experiment and its data, "
+        "the profile, and Slurm.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "experiment", nargs="?", help="experiment YAML, or the name of a shipped one (mini)"
+    )
+    made.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="as given to submit"
+    )
+    made.add_argument(
+        "--profile",
+        default="local",
+        help="site profile, a YAML file or the name of a shipped one (default: local)",
+    )
+    made.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every output of the run again and compare it with its hash",
+    )
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    made = parser()
+    arguments = made.parse_intermixed_args(argv)
+    if arguments.verify and arguments.experiment is None:
+        made.error("--verify needs an experiment: which run is meant?")
+    from hpc.doctor import FAULT, WARNING, counted
+
+    counts: Counter[str] = Counter()
+    for finding in _findings(arguments):
+        counts[finding.verdict] += 1
+        print(f"{finding.verdict:<8} {finding.about}: {finding.says}", flush=True)
+        if finding.do:
+            print(f"{'':<8} -> {finding.do}", flush=True)
+    print(f"{counted(counts[FAULT], 'fault')}, {counted(counts[WARNING], 'warning')}")
+    return 1 if counts[FAULT] else 0
+
+
+def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
+    from pipeline.installed import check_installation
+
+    yield from check_installation()
+    experiment = None
+    if arguments.experiment is not None:
+        experiment, found = _load(arguments)
+        yield found
+    if experiment is not None:
+        yield from _check_study(experiment, arguments.verify)
+    profile, found = _profile(arguments.profile)
+    yield found
+    if profile is not None:
+        yield from _check_profile(profile, experiment)
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Any, Finding]:
+    from hpc.doctor import FAULT, OK, Finding
+    from pipeline.experiment import ExperimentError, load_experiment
+    from pipeline.layout import find
+
+    try:
+        path = find("experiments", arguments.experiment)
+        experiment = load_experiment(path, arguments.overrides)
+    except (ExperimentError, OSError) as error:
+        do = "mend the file; docs/experiment.md explains every key"
+        return None, Finding(verdict=FAULT, about="experiment", says=str(error), do=do)
+    says = f"{path}: {len(experiment.tests)} test sets, {len(experiment.splits)} splits, "
+    says += f"{len(experiment.trained_splits) * len(experiment.training.seeds)} trainings"
+    return experiment, Finding(verdict=OK, about="experiment", says=says)
+
+
+def _profile(name: str) -> tuple[Any, Finding]:
+    from hpc.doctor import FAULT, OK, Finding
+    from hpc.profile import ProfileError, load_profile
+    from pipeline.layout import find
+
+    try:
+        path = find("slurm_templates", name)
+        profile = load_profile(path, NAMES)
+    except (ProfileError, OSError) as error:
+        do = "mend it; slurm_templates/generic.yaml explains every key"
+        return None, Finding(verdict=FAULT, about="profile", says=str(error), do=do)
+    return profile, Finding(verdict=OK, about="profile", says=f"{path}: cluster {profile.cluster}")
+
+
+# the study
+
+
+def _check_study(experiment: Any, verify: bool) -> Iterator[Finding]:
+    from pipeline.stages import stages_of
+
+    yield from _check_data(experiment)
+    yield _check_weights(experiment.embedder.pretrained)
+    yield from _check_folder(experiment)
+    if verify:
+        yield from _verify(stages_of(experiment), experiment.run)
+
+
+def _check_data(experiment: Any) -> Iterator[Finding]:
+    """The paths are there, or the experiment would not have loaded; whether they hold anything."""
+    from hpc.doctor import FAULT, OK, Finding
+    from pipeline.data.tars import expand_shards
+    from pipeline.sources import classes_in
+
+    shards = expand_shards(experiment.pool.shards)
+    size = sum(shard.stat().st_size for shard in shards)
+    yield Finding(verdict=OK, about="pool", says=f"{len(shards)} shards, {_size(size)}")
+    for name, images in {"reference": experiment.reference, **experiment.tests}.items():
+        try:
+            classes = classes_in(images)
+        except (OSError, ValueError) as error:
+            do = f"see what is in {images.images}"
+            yield Finding(verdict=FAULT, about=name, says=str(error), do=do)
+            continue
+        count = len(classes.ids)
+        yield Finding(verdict=OK, about=name, says=f"{count} classes in {images.images}")
+
+
+def _check_weights(pretrained: str) -> Finding:
+    from hpc.doctor import OK, WARNING, Finding
+    from pipeline.experiment import looks_like_file
+
+    if looks_like_file(pretrained):
+        size = _size(Path(pretrained).stat().st_size)
+        return Finding(verdict=OK, about="embedder", says=f"{pretrained}, {size}")
+    return Finding(
+        verdict=WARNING,
+        about="embedder",
+        says=f"{pretrained!r} is downloaded when it is first used",
+        do="if nodes have no internet, load the model once here, or give a file as pretrained",
+    )
+
+
+def _check_folder(experiment: Any) -> Iterator[Finding]:
+    import shutil
+    import tempfile
+
+    from hpc.doctor import FAULT, OK, WARNING, Finding
+    from pipeline.data.tars import expand_shards
+    from pipeline.layout import Layout
+
+    there = next(path for path in (experiment.run, *experiment.run.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        do = "give another folder: runs: /path (in the experiment)"
+        says = f"{experiment.run} can't be written: {error}"
+        yield Finding(verdict=FAULT, about="run", says=says, do=do)
+        return
+    layout = Layout(experiment.run)
+    missing = [name for name in experiment.trained_splits if not layout.subset(name).exists()]
+    pool = sum(shard.stat().st_size for shard in expand_shards(experiment.pool.shards))
+    says = f"{experiment.run}, {_size(free)} free"
+    if pool * len(missing) > free:
+        says += f"; the tars of {len(missing)} splits may take {_size(pool * len(missing))}"
+        do = "each split is at most as large as the pool; make room if yours are not much smaller"
+        yield Finding(verdict=WARNING, about="run", says=says, do=do)
+    else:
+        yield Finding(verdict=OK, about="run", says=says)
+
+
+def _verify(stages: Sequence[Any], run: Path) -> Iterator[Finding]:
+    from hpc.doctor import FAULT, OK, Finding
+    from hpc.ledger import Ledger
+    from hpc.plan import DAMAGED, assess
+
+    assessed = assess(stages, Ledger(run), thorough=True).values()
+    read = [item for item in assessed if item.marker is not None]
+    damaged = [item for item in read if item.state == DAMAGED]
+    for item in damaged:
+        do = "submit makes it again, and what depends on it"
+        yield Finding(verdict=FAULT, about=item.reference, says=item.reason, do=do)
+    good = len(read) - len(damaged)
+    yield Finding(verdict=OK, about="outputs", says=f"{good} tasks' outputs are as written")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+# where it runs
+
+
+def _check_profile(profile: Any, experiment: Any) -> Iterator[Finding]:
+    from hpc.doctor import check_machine, check_slurm
+    from hpc.room import this_machine
+
+    yield from _check_processes(profile)
+    if profile.cluster != "slurm":
+        yield from check_machine(profile, NAMES, this_machine())
+        return
+    yield from check_slurm(profile, NAMES)
+    yield from _shared_paths(profile, experiment)
+
+
+def _check_processes(profile: Any) -> Iterator[Finding]:
+    """A stage with several processes must be one that can use them."""
+    from hpc.doctor import FAULT, Finding, refuse_processes
+
+    for stage, can_follow in _followers().items():
+        try:
+            refuse_processes(stage, can_follow, profile.resources(stage))
+        except ValueError as error:
+            do = "only training is spread over processes; other stages run as many jobs"
+            yield Finding(verdict=FAULT, about="profile", says=str(error), do=do)
+
+
+def _followers() -> Mapping[str, bool]:
+    """Which stages can be the work of several processes; known without an experiment."""
+    import importlib
+
+    modules = {name: importlib.import_module(f"pipeline.stages.{name}") for name in NAMES}
+    return {name: hasattr(getattr(one, name.title()), "follow") for name, one in modules.items()}
+
+
+_OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+
+
+def _shared_paths(profile: Any, experiment: Any) -> Iterator[Finding]:
+    """What jobs on other nodes have to see."""
+    from hpc.doctor import WARNING, Finding
+
+    chosen = [profile.slurm(stage) for stage in NAMES]
+    paths = {} if experiment is None else {"run": experiment.run}
+    if any(one.container is None for one in chosen):  # an image brings its own
+        paths["code"] = Path(__file__)
+    if any(one.container is None and one.python is None for one in chosen):
+        paths["Python"] = Path(sys.executable)
+    for what, path in paths.items():
+        if any(path.is_relative_to(place) for place in _OF_ONE_MACHINE):
+            do = "put it where every node sees it, such as your home or project folder"
+            says = f"{path} is on this machine only, unless the site says otherwise"
+            yield Finding(verdict=WARNING, about=what, says=says, do=do)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""What a user sees of a study in Slurm's queue: submitted, recognised, cancelled, gone on with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from hpc import slurm
+from hpc.minislurm import Cluster
+from hpc.submission import RunIsBusy
+from tests.slurm.conftest import SlurmStudy, outputs
+
+Expected = Callable[[SlurmStudy], dict[str, str]]
+
+
+def test_a_study_runs_whole_and_equals_that_of_one_process(
+    slurm_study: SlurmStudy, expected: Expected
+) -> None:
+    jobs = slurm_study.to_slurm()
+    assert slurm_study.lines == [
+        f"write      job {jobs['write']}: 3 tasks in 3 jobs",
+        f"join       job {jobs['join']}: 2 tasks in 2 jobs, after {jobs['write']}",
+    ]
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    assert set(slurm_study.times_run().values()) == {1}
+    assert outputs(slurm_study) == expected(slurm_study)
+    assert slurm_study.to_slurm() == {}
+
+
+def test_what_is_queued_is_recognised(slurm_study: SlurmStudy) -> None:
+    slurm_study.texts["b"] = "slow"
+    slurm_study.to_slurm()
+    assert slurm_study.to_slurm() == {}
+    assert set(slurm_study.queue().tasks) >= {"join/all", "join/lefts"}
+    slurm_study.texts["d"] = "gh"
+    slurm_study.words["more"] = ["write/letters/b", "write/letters/d"]
+    added = slurm_study.to_slurm()
+    queued_b = next(
+        job
+        for name, one in slurm_study.queue().tasks.items()
+        if name == "write/letters/b"
+        for job in [one.job.id]
+    )
+    assert slurm_study.lines[1].endswith(f", after {added['write']}, {queued_b}")
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    assert set(slurm_study.times_run().values()) == {1}
+
+
+def test_submitting_twice_at_once(slurm_study: SlurmStudy) -> None:
+    results: list[dict[str, str]] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(slurm_study.to_slurm())) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(len, results)) == [0, 0, 2]
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    assert set(slurm_study.times_run().values()) == {1}
+
+
+def test_queued_tasks_of_other_settings_are_in_the_way(slurm_study: SlurmStudy) -> None:
+    slurm_study.texts["b"] = "slow"
+    slurm_study.to_slurm()
+    slurm_study.texts["a"] = "xy"
+    slurm_study.texts["b"] = "cd"
+    with pytest.raises(RunIsBusy, match=r"simgap cancel STUDY .*--stage join"):
+        slurm_study.to_slurm()
+
+
+def test_an_array_is_never_larger_than_the_cluster_takes(
+    slurm_study: SlurmStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "max_array_size", lambda: 11)
+    slurm_study.texts = {f"{number:03d}": f"t{number:03d}" for number in range(100)}
+    slurm_study.words = {"all": [f"write/letters/{name}" for name in slurm_study.texts]}
+    slurm_study.to_slurm()
+    assert slurm_study.lines[0].endswith("100 tasks in 11 jobs")
+    slurm_study.wait_for_end(120)
+    assert slurm_study.is_done()
+    assert sum(slurm_study.times_run().values()) == 101
+
+
+def test_nothing_is_asked_that_the_profile_did_not_ask_for(
+    slurm_study: SlurmStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "no-such-partition")
+    monkeypatch.setenv("SLURM_NTASKS", "7")  # as in an interactive job
+    jobs = slurm_study.to_slurm()
+    script = next((slurm_study.run / "logs/write").rglob(f"{jobs['write']}_submission.sh"))
+    options = {
+        line.removeprefix("#SBATCH --").partition("=")[0]
+        for line in script.read_text().splitlines()
+        if line.startswith("#SBATCH")
+    }
+    assert options == {
+        "array", "comment", "cpus-per-task", "job-name", "mem", "nodes", "ntasks-per-node",
+        "open-mode", "output", "requeue", "signal", "time",
+    }  # fmt: skip
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+
+
+def test_the_throttle_and_other_options_reach_slurm(slurm_study: SlurmStudy) -> None:
+    slurm_study.settings = {
+        "array_parallelism": 1,
+        "partition": "short",
+        "gpus": 2,
+        "environment": {"COLOUR": "it's blue"},
+        "setup": ('echo "setup ran in $SLURM_JOB_PARTITION, colour $COLOUR"',),
+        "sbatch": {"nice": "7"},
+    }
+    slurm_study.texts["b"] = "slow"
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait(lambda: slurm_study.attempt("write/letters/b"))
+    shown = slurm.fields_of(slurm.call("scontrol", "-o", "show", "job", f"{jobs['write']}_2"))
+    assert (shown["ArrayTaskThrottle"], shown["Partition"], shown["Nice"]) == ("1", "short", "7")
+    assert shown["TresPerNode"] == "gres:gpu:2"
+    slurm_study.wait_for_end()
+    log = next((slurm_study.run / "logs/write").rglob(f"{jobs['write']}_0_0_log.out"))
+    assert "setup ran in short" in log.read_text()
+    assert slurm_study.is_done()
+
+
+def test_the_controller_restarts_with_the_queue_intact(
+    slurm_study: SlurmStudy, cluster: Cluster
+) -> None:
+    import signal
+
+    slurm_study.texts["b"] = "slow"
+    slurm_study.to_slurm()
+    slurm_study.wait(lambda: slurm_study.attempt("write/letters/b"))
+    cluster.stop("slurmctld", signal.SIGKILL)
+    cluster.start("slurmctld")
+    slurm_study.wait(lambda: _answers(slurm_study))
+    assert "join/all" in slurm_study.queue().tasks
+    assert slurm_study.to_slurm() == {}
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    assert set(slurm_study.times_run().values()) == {1}
+
+
+def _answers(study: SlurmStudy) -> bool:
+    try:
+        study.queue()
+    except slurm.SlurmError:
+        return False
+    return True
+
+
+def test_accounting_may_be_down(slurm_study: SlurmStudy, cluster: Cluster) -> None:
+    cluster.stop("slurmdbd")
+    try:
+        jobs = slurm_study.to_slurm()
+        slurm_study.wait_for_end()
+        assert slurm_study.is_done()
+        past = slurm.past([f"{jobs['write']}_0", jobs["join"]])
+        assert past[f"{jobs['write']}_0"].state == "COMPLETED"
+    finally:
+        cluster.start("slurmdbd")
+
+
+def test_a_stage_that_slurm_refuses_is_named(slurm_study: SlurmStudy) -> None:
+    slurm_study.settings = {"partition": "no-such"}
+    with pytest.raises(slurm.SlurmError, match=r"write: sbatch refused.*invalid partition"):
+        slurm_study.to_slurm()
+    slurm_study.settings = {}
+    slurm_study.to_slurm()
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
