@@ -101,20 +101,26 @@ BAD_STATES = (
 
 _SIGNALS = {4: "ILLEGAL_INSTRUCTION", 7: "BUS_ERROR", 9: "KILLED", 11: "SEGMENTATION_FAULT"}
 
+# What a worker says when it was told to stop, if it knows why.
+_TOLD_TO_STOP = (("TIMEOUT", "time limit is near"), ("PREEMPTED", "other jobs need"))
+
 # In order: what comes first explains what comes later (a process out of memory is "Killed").
 _TOLD = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
-        ("OUT_OF_MEMORY", r"slurmstepd: error: .*\boom[_-]kill"),
-        ("OUT_OF_MEMORY", r"slurmstepd: error: .*exceeded (job |step )?memory limit"),
+        ("OUT_OF_MEMORY", r"slurmstepd\S*: error: .*\boom[_-]kill"),
+        ("OUT_OF_MEMORY", r"slurmstepd\S*: error: .*exceeded (job |step )?memory limit"),
         ("OUT_OF_MEMORY", r"srun: error: .*: Out Of Memory$"),
-        ("NODE_FAIL", r"(slurmstepd|srun): error: .* DUE TO NODE FAILURE"),
+        ("NODE_FAIL", r"(slurmstepd\S*|srun): error: .* DUE TO NODE FAILURE"),
         ("NODE_FAIL", r"srun: error: Node failure on "),
-        ("TIMEOUT", r"slurmstepd: error: .* DUE TO TIME LIMIT"),
-        ("PREEMPTED", r"slurmstepd: error: .* DUE TO PREEMPTION"),
+        ("TIMEOUT", r"slurmstepd\S*: error: .* DUE TO TIME LIMIT"),
+        ("PREEMPTED", r"slurmstepd\S*: error: .* DUE TO PREEMPTION"),
         ("CUDA_OUT_OF_MEMORY", r".*(CUDA out of memory|\bOutOfMemoryError: )"),
         ("DISK_FULL", r".*(No space left on device|Disk quota exceeded)"),
-        ("CANCELLED", r"slurmstepd: error: \*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ \*\*\*"),
+        (
+            "CANCELLED",
+            r"slurmstepd\S*: error: \*\*\* (JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ \*\*\*",
+        ),
         ("BUS_ERROR", r"(.*: )?Bus error\b"),
         ("SEGMENTATION_FAULT", r"(.*: )?Segmentation fault\b"),
         ("ILLEGAL_INSTRUCTION", r"(.*: )?Illegal instruction\b"),
@@ -129,6 +135,12 @@ def told_by(lines: Iterable[str]) -> str | None:
     return next(
         (kind for kind, pattern in _TOLD if any(pattern.match(line) for line in listed)), None
     )
+
+
+def of_stop(error: str) -> str:
+    """Why a worker was told to stop, from its own words: one of `KINDS`."""
+    said = [kind for kind, words in _TOLD_TO_STOP if words in error]
+    return said[0] if len(said) == 1 else "CUT_OFF"
 
 
 def of_signal(job: PastJob | None) -> str | None:
@@ -162,7 +174,9 @@ def of_kind(
     numbers = _numbers(kind, asked, used)
     return Cause(
         kind=kind,
-        title=f"{kind}: {title}" + (f": {words}" if words else ""),
+        title=f"{kind}: {words}"
+        if kind == "CUT_OFF"
+        else f"{kind}: {title}{words and ': '}{words}",
         advice=advice.format(stage=stage) + (f" ({numbers})" if numbers else ""),
         key=(kind, *about, normal(words)),
     )
@@ -171,7 +185,7 @@ def of_kind(
 def _numbers(kind: str, asked: Resources | None, used: PastJob | None) -> str:
     """What was asked for and used, as far as it is known."""
     if asked and kind in ("TIMEOUT", "CUT_OFF"):
-        return f"it asked for {asked.minutes:,}"
+        return f"it asked for {asked.minutes:,} minutes"
     if kind not in ("OUT_OF_MEMORY", "KILLED"):
         return ""
     words = [f"it asked for {asked.memory_gb:g} GB on each node"] if asked else []

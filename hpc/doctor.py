@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +10,11 @@ from pathlib import Path
 
 from hpc import slurm
 from hpc.job import sbatch_options
+from hpc.minislurm_conf import user_name
 from hpc.profile import Container, Profile, SlurmOptions
 from hpc.room import Room
 from hpc.stage import Resources
+from hpc.status import count
 
 OK, WARNING, FAULT = "ok", "warning", "FAULT"
 
@@ -31,36 +32,13 @@ class Finding:
     """What to do about it."""
 
 
-def counted(number: int, word: str) -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
-def refuse_processes(stage: str, can_follow: bool, resources: Resources) -> None:
-    """Refuse several processes for a stage that is the work of one.
-
-    Args:
-        stage: its name.
-        can_follow: whether it is a `DistributedStage`.
-        resources: what a profile gives it.
-
-    Raises:
-        ValueError: it has more than one process.
-    """
-    if resources.world > 1 and not can_follow:
-        raise ValueError(
-            f"{stage}: the profile gives it {resources.nodes} nodes x {resources.processes} "
-            "processes, but its tasks are the work of one process: expected nodes: 1, processes: 1"
-        )
-
-
 # one machine
 
 
 def check_machine(profile: Profile, stages: Sequence[str], room: Room) -> Iterator[Finding]:
     """Whether each stage's jobs fit on this machine."""
-    gpus = counted(len(room.gpus), "GPU")
-    says = f"{counted(room.cpus, 'core')}, {room.memory_gb:.1f} GB memory, {gpus}"
+    gpus = count(len(room.gpus), "GPU")
+    says = f"{count(room.cpus, 'core')}, {room.memory_gb:.1f} GB memory, {gpus}"
     yield Finding(verdict=OK, about="this machine", says=says)
     for stage in stages:
         yield _fits_here(stage, profile.resources(stage), room)
@@ -70,9 +48,9 @@ def _fits_here(stage: str, asked: Resources, room: Room) -> Finding:
     try:
         gets = room.clamp(asked)
     except ValueError as error:
-        do = "lower gpus in the profile, or check CUDA_VISIBLE_DEVICES and the driver"
+        do = "change the profile; of GPUs that should be here, check CUDA_VISIBLE_DEVICES"
         return Finding(verdict=FAULT, about=stage, says=str(error), do=do)
-    told = f"{counted(room.at_once(gets), 'job')} at once, each {_words(gets)}"
+    told = f"{count(room.at_once(gets), 'job')} at once, each {_words(gets)}"
     if gets != asked:
         says = f"the profile asks for {_words(asked)}, which is not here; {told}"
         return Finding(verdict=WARNING, about=stage, says=says, do="it may run out of memory")
@@ -84,8 +62,8 @@ def _words(asked: Resources) -> str:
 
 
 def _of_a_node(asked: Resources) -> str:
-    parts = [counted(asked.processes * asked.cpus, "core"), f"{asked.memory_gb:g} GB"]
-    parts += [counted(asked.gpus, "GPU")] if asked.gpus else []
+    parts = [count(asked.processes * asked.cpus, "core"), f"{asked.memory_gb:g} GB"]
+    parts += [count(asked.gpus, "GPU")] if asked.gpus else []
     return ", ".join(parts)
 
 
@@ -140,12 +118,12 @@ def _ask() -> tuple[_Site, Finding]:
     accounts: dict[str, Sequence[str]] = {}
     try:
         slurm.check_accounting()
-        accounts = dict(slurm.associations(getpass.getuser()))
+        accounts = dict(slurm.associations(user_name()))
     except slurm.SlurmError as error:
         says = f"sacct is off: status and logs work without it, but don't know memory ({error})"
     else:
         known = ", ".join(accounts) or "none"
-        says = f"sacct answers; accounts of {getpass.getuser()}: {known}"
+        says = f"sacct answers; accounts of {user_name()}: {known}"
     told = Finding(verdict=OK, about="accounting", says=says)
     return _Site(partitions, slurm.nodes(), accounts, insists), told
 
@@ -274,12 +252,12 @@ def _in_partition(
     fitting = [node for node in there if _fits(asked, node, queue)]
     if len(fitting) < asked.nodes:
         fault(
-            f"{counted(asked.nodes, 'node')} with {_of_a_node(asked)}: partition {queue.name} has "
-            f"{counted(len(fitting), 'such node')}; {_largest(there, queue)}",
+            f"{count(asked.nodes, 'node')} with {_of_a_node(asked)}: partition {queue.name} has "
+            f"{count(len(fitting), 'such node')}; {_largest(there, queue)}",
             "lower the numbers, or give another partition",
         )
     elif (ready := sum(node.is_available for node in fitting)) < asked.nodes:
-        says = f"of {counted(len(fitting), 'node')} of {queue.name} that fit, {ready} "
+        says = f"of {count(len(fitting), 'node')} of {queue.name} that fit, {ready} "
         says += "takes jobs now" if ready == 1 else "take jobs now"
         do = "jobs wait until they are back; `sinfo -R` says why they are away"
         found.append(Finding(verdict=WARNING, about=stage, says=says, do=do))

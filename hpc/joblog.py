@@ -18,8 +18,9 @@ _ATTEMPT = re.compile(r"===== attempt \d+ \(restart (\d+)\) of job \S+ on \S+, .
 _BEGINS = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (\S+): (?:starts \(|kept, |process \S+ on \S+ works on it)"
 )
-# submitit tells which pickle it loads, and repeats as an error what the worker has told already.
-_CHATTER = re.compile(r"submitit INFO ")
+# submitit tells which pickle it loads, and repeats as an error what the worker has told already;
+# srun that the worker's exit status was not 0.
+_CHATTER = re.compile(r"submitit (INFO|WARNING) |srun: error: .*: Exited with exit code \d+$")
 _REPEATED = (re.compile(r"submitit ERROR "), re.compile(r"(hpc\.worker\.)?TasksFailed: "))
 _MOST_BYTES = 8 * 2**20
 

@@ -9,25 +9,24 @@ what it asked for, and the cores, memory and GPUs of the nodes are whatever you 
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
-import random
 import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hpc.files import read_json, write_json
+from hpc.minislurm_conf import Settings, user_name, write_configuration
+from hpc.minislurm_processes import environment_of, kill_jobs
 
 PACKAGES = {
     "munged": "munge",
@@ -54,23 +53,6 @@ Debian's packages bring what it needs: slurm-wlm munge, and slurmdbd mariadb-ser
 
 class MinislurmError(Exception):
     """The cluster can't be started or is not what was expected; the message says what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the cluster pretends to have."""
-
-    nodes: int = 4
-    cpus: int = 4
-    """Cores of each node."""
-    gpus: int = 2
-    """GPUs of each node: names only, there is nothing behind them."""
-    memory_mb: int = 8000
-    """Memory of each node; a job that uses more than it asked for is killed."""
-    accounting: bool = True
-    """Whether sacct works: needs mariadb and slurmdbd."""
-    max_array_size: int = 1001
-    """MaxArraySize: one more than the highest index of an array."""
 
 
 def missing_packages(accounting: bool = True) -> list[str]:
@@ -123,7 +105,7 @@ class Cluster:
     @property
     def nodes(self) -> list[str]:
         """Names of the nodes."""
-        return [f"node{number}" for number in range(1, self.settings.nodes + 1)]
+        return self.settings.names
 
     @property
     def environment(self) -> dict[str, str]:
@@ -150,7 +132,7 @@ class Cluster:
     # up and down
 
     def up(self) -> None:
-        """Start the cluster and wait until every node takes jobs.
+        """Start the cluster, its queue empty, and wait until every node takes jobs.
 
         Raises:
             MinislurmError: a program is missing, a cluster is there already, or a daemon failed;
@@ -158,30 +140,35 @@ class Cluster:
         """
         if packages := missing_packages(self.settings.accounting):
             raise MinislurmError(f"missing programs; on Debian: apt-get install {_words(packages)}")
-        if self._state_path.exists() and any(self.running().values()):
-            raise MinislurmError(f"{self.folder}: a cluster runs there; end it by `down` first")
-        self._write_configuration()
+        if self._state_path.exists():
+            if any(self.running().values()):
+                raise MinislurmError(f"{self.folder}: a cluster runs there; end it by `down` first")
+            self.down()  # what a cluster left that was not ended, but killed
+        self._prepare_folder()
         try:
             self.start("munged")
             if self.settings.accounting:
                 self._start_accounting()
-            self.start("slurmctld", *self.nodes)
+            # Jobs of the cluster that was here before would start again.
+            self.start("slurmctld", *self.nodes, forget_queue=True)
             self._wait_for("slurmctld", self._all_idle)
         except BaseException:
             self.down()
             raise
 
     def _start_accounting(self) -> None:
-        data = self.folder / "db"
+        data, unfinished = self.folder / "db", self.folder / "db.unfinished"
         if not data.exists():
-            words = [_program("mariadb-install-db"), "--no-defaults", f"--datadir={data}"]
+            shutil.rmtree(unfinished, ignore_errors=True)
+            words = [_program("mariadb-install-db"), "--no-defaults", f"--datadir={unfinished}"]
             words += ["--auth-root-authentication-method=normal", "--skip-test-db"]
             log = self.folder / "log" / "mariadb-install-db.log"
             with log.open("wb") as file:
-                user = f"--user={getpass.getuser()}"
+                user = f"--user={user_name()}"
                 done = subprocess.run([*map(str, words), user], stdout=file, stderr=file)
             if done.returncode:
                 raise MinislurmError(f"mariadb-install-db failed:\n{_tail(log)}")
+            unfinished.rename(data)
         self.start("mariadbd")
         self._wait_for("mariadbd", (self._sockets / "mysql").exists)
         self.start("slurmdbd")
@@ -190,7 +177,7 @@ class Cluster:
             add = ("sacctmgr", "--immediate", "add")
             self.call(*add, "cluster", "mini")
             self.call(*add, "account", "lab", "cluster=mini")
-            self.call(*add, "user", getpass.getuser(), "account=lab", "cluster=mini")
+            self.call(*add, "user", user_name(), "account=lab", "cluster=mini")
 
     def down(self) -> None:
         """End every job and daemon of the cluster, and remove what it keeps outside its folder."""
@@ -202,23 +189,26 @@ class Cluster:
                 self.call("scancel", f"--user={os.getuid()}", timeout=10)
         pids = self._state()["pids"]
         for name in reversed(pids):  # the database after those who write to it
-            self.stop(name, signal.SIGTERM if name in ("mariadbd", "slurmdbd") else signal.SIGKILL)
-        for pid in _processes_with(self.environment["SLURM_CONF"]):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            self.stop(name, signal.SIGKILL if name in self.nodes else signal.SIGTERM)
+        kill_jobs(self.environment["SLURM_CONF"])
         shutil.rmtree(self._sockets, ignore_errors=True)
         self._state_path.unlink()
 
     # single daemons, for tests of what happens when one is gone
 
-    def start(self, *names: str) -> None:
-        """Start daemons: munged, mariadbd, slurmdbd, slurmctld, or a node by its name."""
+    def start(self, *names: str, forget_queue: bool = False) -> None:
+        """Start daemons: munged, mariadbd, slurmdbd, slurmctld, or a node by its name.
+
+        Args:
+            names: the daemons.
+            forget_queue: let slurmctld drop the jobs that it had.
+        """
         state = self._state()
         for name in names:
             log = (self.folder / "log" / f"{name}.out").open("ab")
             with log:
                 process = subprocess.Popen(
-                    self._command(name),
+                    self._command(name, forget_queue),
                     env=self._daemon_environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -242,24 +232,22 @@ class Cluster:
     def lose(self, node: str) -> None:
         """End a node's slurmd and every job process on it at once, as a power cut does."""
         self.stop(node, signal.SIGKILL)
-        for pid in _processes_with(self.environment["SLURM_CONF"], node):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_jobs(self.environment["SLURM_CONF"], node)
 
     # how
 
-    def _command(self, name: str) -> list[str]:
+    def _command(self, name: str, forget_queue: bool) -> list[str]:
         own, sockets = self.folder, self._sockets
         munge = ["--foreground", f"--key-file={own}/munge.key", f"--socket={sockets}/munge"]
         munge += [f"--pid-file={own}/munged.pid", f"--seed-file={own}/munge.seed", "--force"]
-        maria = ["--no-defaults", f"--user={getpass.getuser()}", f"--datadir={own}/db"]
+        maria = ["--no-defaults", f"--user={user_name()}", f"--datadir={own}/db"]
         maria += [f"--socket={sockets}/mysql", f"--pid-file={own}/mariadb.pid"]
         maria += ["--skip-networking", "--innodb-flush-log-at-trx-commit=0"]
         arguments = {
             "munged": [*munge, f"--log-file={own}/log/munged.log"],
             "mariadbd": maria,
             "slurmdbd": ["-D"],
-            "slurmctld": ["-D"],
+            "slurmctld": ["-D", "-c"] if forget_queue else ["-D"],
         }
         program = name if name in arguments else "slurmd"
         return [_program(program) or program, *arguments.get(name, ["-D", "-N", name])]
@@ -272,7 +260,7 @@ class Cluster:
     def _sockets(self) -> Path:
         return Path(self._state()["sockets"])
 
-    def _write_configuration(self) -> None:
+    def _prepare_folder(self) -> None:
         for name in ("log", "state", "spool", "gpus"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         key = self.folder / "munge.key"
@@ -286,89 +274,7 @@ class Cluster:
             self._state_path,
             {"settings": asdict(self.settings), "sockets": str(sockets), "pids": {}},
         )
-        ports = _free_ports(2 + self.settings.nodes)
-        _write_private(self.folder / "slurm.conf", self._slurm_conf(ports))
-        _write_private(self.folder / "slurmdbd.conf", self._slurmdbd_conf(ports[1]))
-        _write_private(self.folder / "gres.conf", self._gres_conf())
-
-    def _slurm_conf(self, ports: Sequence[int]) -> str:
-        made, own = self.settings, self.folder
-        gres = f" Gres=gpu:{made.gpus}" if made.gpus else ""
-        nodes = [
-            f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
-            f"CPUs={made.cpus} RealMemory={made.memory_mb}{gres}"
-            for node, port in zip(self.nodes, ports[2:], strict=True)
-        ]
-        accounting = [
-            "AccountingStorageType=accounting_storage/slurmdbd",
-            "AccountingStorageHost=127.0.0.1",
-            f"AccountingStoragePort={ports[1]}",
-            f"AccountingStoragePass={self._sockets}/munge",
-        ]
-        names = f"Nodes={','.join(self.nodes)}"
-        return _lines(
-            "ClusterName=mini",
-            f"SlurmctldHost={socket.gethostname()}(127.0.0.1)",
-            f"SlurmctldPort={ports[0]}",
-            f"SlurmUser={getpass.getuser()}",
-            f"SlurmdUser={getpass.getuser()}",
-            # cred_expire is also how long a requeued job waits; Slurm's own value is 2 minutes.
-            f"AuthInfo=socket={self._sockets}/munge,cred_expire=5",
-            f"StateSaveLocation={own}/state",
-            f"SlurmdSpoolDir={own}/spool/%n",
-            f"SlurmctldPidFile={own}/slurmctld.pid",
-            f"SlurmdPidFile={own}/%n.pid",
-            f"SlurmctldLogFile={own}/log/slurmctld.log",
-            f"SlurmdLogFile={own}/log/%n.log",
-            "ProctrackType=proctrack/linuxproc",
-            "TaskPlugin=task/none",
-            "SelectType=select/cons_tres",
-            "SelectTypeParameters=CR_CPU_Memory",
-            "SlurmdParameters=config_overrides",
-            "JobAcctGatherType=jobacct_gather/linux",
-            "JobAcctGatherFrequency=task=1",
-            "JobAcctGatherParams=OverMemoryKill",
-            "MpiDefault=none",
-            "ReturnToService=2",
-            "KillWait=5",
-            "SlurmdTimeout=10",
-            "SlurmctldTimeout=10",
-            "MessageTimeout=10",
-            "SchedulerParameters=bf_interval=1,sched_min_interval=100000,batch_sched_delay=0",
-            "PreemptType=preempt/partition_prio",
-            "PreemptMode=REQUEUE",
-            f"MaxArraySize={made.max_array_size}",
-            *(accounting if made.accounting else []),
-            *(["GresTypes=gpu"] if made.gpus else []),
-            *nodes,
-            f"PartitionName=main {names} Default=YES PriorityTier=10 MaxTime=7-0",
-            f"PartitionName=preemptible {names} PriorityTier=1 MaxTime=7-0",
-            f"PartitionName=short {names} PriorityTier=10 MaxTime=30",
-        )
-
-    def _slurmdbd_conf(self, port: int) -> str:
-        return _lines(
-            "DbdHost=localhost",
-            "DbdAddr=127.0.0.1",
-            f"DbdPort={port}",
-            f"SlurmUser={getpass.getuser()}",
-            f"AuthInfo=socket={self._sockets}/munge",
-            f"PidFile={self.folder}/slurmdbd.pid",
-            f"LogFile={self.folder}/log/slurmdbd.log",
-            "StorageType=accounting_storage/mysql",
-            "StorageUser=root",
-            "StorageLoc=slurm",
-        )
-
-    def _gres_conf(self) -> str:
-        lines = []
-        for node in self.nodes:
-            for index in range(self.settings.gpus):
-                device = self.folder / "gpus" / f"{node}-nvidia{index}"
-                if not device.is_symlink():
-                    device.symlink_to("/dev/null")
-                lines.append(f"NodeName={node} Name=gpu File={device}")
-        return _lines(*lines)
+        write_configuration(self.settings, self.folder, sockets)
 
     def _works(self, *words: str) -> bool:
         with suppress(MinislurmError, subprocess.TimeoutExpired):
@@ -391,31 +297,6 @@ class Cluster:
         log = self.folder / "log" / f"{daemon}.log"
         log = log if log.exists() else log.with_suffix(".out")
         raise MinislurmError(f"{daemon} does not get ready; the end of {log}:\n{_tail(log)}")
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that the kernel hands out for connections."""
-    held, ports = [], []
-    for port in random.sample(range(22_000, 32_000), 1000):
-        listener = socket.socket()
-        with suppress(OSError):
-            listener.bind(("", port))
-            ports.append(port)
-        held.append(listener)
-        if len(ports) == count:
-            break
-    for listener in held:
-        listener.close()
-    return ports
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o600)  # slurmdbd insists
-
-
-def _lines(*lines: str) -> str:
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _words(items: Sequence[str]) -> str:
@@ -447,28 +328,7 @@ def _is_alive(pid: int, folder: Path) -> bool:
     """Whether a daemon of this cluster has this process id (and no stranger has it since)."""
     for child in _children:
         child.poll()
-    return _environment_of(pid).get("SLURM_CONF") == str(folder / "slurm.conf")
-
-
-def _environment_of(pid: int) -> dict[str, str]:
-    try:
-        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return {}
-    pairs = (word.decode(errors="replace").partition("=") for word in words if word)
-    return {name: value for name, _, value in pairs}
-
-
-def _processes_with(conf: str, node: str | None = None) -> Iterator[int]:
-    """Job processes and their slurmstepd, of the whole cluster or of one node."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        environment = _environment_of(int(entry.name))
-        if environment.get("SLURM_CONF") != conf or "SLURMD_NODENAME" not in environment:
-            continue
-        if node is None or environment["SLURMD_NODENAME"] == node:
-            yield int(entry.name)
+    return environment_of(pid).get("SLURM_CONF") == str(folder / "slurm.conf")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -484,7 +344,9 @@ def parser() -> argparse.ArgumentParser:
     default = Settings()
     made.add_argument("--nodes", type=_positive, default=default.nodes)
     made.add_argument("--cpus", type=_positive, default=default.cpus, help="cores of each node")
-    made.add_argument("--gpus", type=int, default=default.gpus, help="GPUs of each node, in name")
+    made.add_argument(
+        "--gpus", type=_count, default=default.gpus, help="GPUs of each node, in name"
+    )
     made.add_argument("--memory-mb", type=_positive, default=default.memory_mb, help="of each node")
     made.add_argument(
         "--max-array-size",
@@ -499,6 +361,12 @@ def parser() -> argparse.ArgumentParser:
         help="with sacct, which needs mariadb and slurmdbd",
     )
     return made
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {number}")
+    return number
 
 
 def _positive(text: str) -> int:
@@ -520,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _status(Cluster.at(arguments.folder))
         else:
             print(_exports(Cluster.at(arguments.folder)))
-    except MinislurmError as error:
+    except (MinislurmError, OSError, subprocess.TimeoutExpired) as error:
         print(f"minislurm: {error}", file=sys.stderr)
         return 1
     return 0

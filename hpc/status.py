@@ -24,6 +24,7 @@ _REASONS = {
     "JobArrayTaskLimit": "as many run as array_parallelism in the profile allows",
     "BeginTime": "was put back into the queue a moment ago, starts soon",
     "JobHeldUser": "held; `scontrol release` lets it go",
+    "launch failed requeued held": "its node could not start it; `scontrol release` tries again",
     "JobHeldAdmin": "held by an administrator",
     "PartitionTimeLimit": "asks for more time than the partition gives: minutes in the profile",
     "PartitionNodeLimit": "asks for more nodes than the partition gives: nodes in the profile",

@@ -137,18 +137,22 @@ def _starved(
     """The tasks whose job Slurm cancelled before it started, because something before it failed."""
     broken = {one.item.stage for one in dead}
     starved: set[str] = set()
-    for stage in dict.fromkeys(item.stage for item in assessed.values()):
+    for stage, needed in _needed_stages(assessed).items():
         of_stage = [one for one in unbegun if one.item.stage == stage]
-        if _any_before(stage, broken, assessed):
+        if needed & broken:
             starved |= {one.item.reference for one in of_stage if not one.has_log}
-        if any(one.item.reference not in starved for one in of_stage):
+        if of_stage:
             broken.add(stage)
     return starved
 
 
-def _any_before(stage: str, broken: set[str], assessed: Mapping[str, Assessment]) -> bool:
-    order = list(dict.fromkeys(item.stage for item in assessed.values()))
-    return bool(broken & set(order[: order.index(stage)]))
+def _needed_stages(assessed: Mapping[str, Assessment]) -> dict[str, set[str]]:
+    """By stage, in order: the stages whose results its tasks use."""
+    needed: dict[str, set[str]] = {}
+    for item in assessed.values():
+        stages = {name.partition("/")[0] for name in item.producers}
+        needed.setdefault(item.stage, set()).update(stages)
+    return needed
 
 
 # why
@@ -184,18 +188,18 @@ def _cause(
     def of_kind(kind: str, words: str = "") -> Cause:
         return causes.of_kind(kind, stage, asked=asked, used=job, words=words)
 
+    if traceback and not causes.says_child_was_killed(error):
+        return causes.of_exception(error, traceback, stage, task)
+    whole = _all_lines(log, record.get("restart"))
+    lines = joblog.about(whole, task) or whole
     if traceback:
-        if causes.says_child_was_killed(error):
-            whole = _all_lines(log, record.get("restart"))
-            if _why_ended(whole, job) == "OUT_OF_MEMORY":
-                return of_kind("OUT_OF_MEMORY")
+        if _why_ended(whole, job) == "OUT_OF_MEMORY":
+            return of_kind("OUT_OF_MEMORY")
         return causes.of_exception(error, traceback, stage, task)
     if record["state"] == "failed":
-        return of_kind(_bad_state(job) or "CUT_OFF", error)
+        return of_kind(_bad_state(job) or _why_stopped(error, lines), error)
     if record["state"] == "interrupted":
         return of_kind(_bad_state(job) or "GONE", "it had been put back into the queue")
-    lines = _all_lines(log, record.get("restart"))
-    lines = joblog.about(lines, task) or lines
     if kind := _why_ended(lines, job):
         return of_kind(kind)
     if told := joblog.last_traceback(joblog.without_repetition(lines)):
@@ -206,6 +210,12 @@ def _cause(
 def _bad_state(job: slurm.PastJob | None) -> str | None:
     """Slurm's state of a job, if it says why the job ended."""
     return job.state if job and job.state in causes.BAD_STATES else None
+
+
+def _why_stopped(error: str, lines: Sequence[str]) -> str:
+    """Why a task was cut off: from its worker's words, or from what Slurm wrote meanwhile."""
+    kind, told = causes.of_stop(error), causes.told_by(lines)
+    return told if kind == "CUT_OFF" and told in ("TIMEOUT", "PREEMPTED", "NODE_FAIL") else kind
 
 
 def _why_ended(lines: Sequence[str], job: slurm.PastJob | None) -> str | None:
@@ -281,7 +291,7 @@ def _waiting(
     for name, item in assessed.items():
         if item.state == DONE or name in failed:
             continue
-        inputs = {one.partition("#")[0] for one in item.task.recipe.inputs}
+        inputs = set(item.producers)
         stages = {one.partition("/")[0] for one in inputs & failed}
         stages = stages.union(*(behind.get(one, ()) for one in inputs))
         # Its inputs may be there, but Slurm waits for whole arrays.

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.stages import NAMES
+from pipeline.submit import CLUSTERS
 
 if TYPE_CHECKING:
     from hpc.doctor import Finding
@@ -41,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
-        "experiment", nargs="?", help="experiment YAML, or the name of a shipped one (mini)"
+        "experiment",
+        nargs="?",
+        help="experiment YAML, name of a shipped one, or a run's folder",
     )
     made.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="as given to submit"
@@ -50,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
         "--profile",
         default="local",
         help="site profile, a YAML file or the name of a shipped one (default: local)",
+    )
+    made.add_argument(
+        "--cluster", choices=CLUSTERS, help="where jobs would run (default: what the profile says)"
     )
     made.add_argument(
         "--verify",
@@ -65,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = made.parse_intermixed_args(argv)
     if arguments.verify and arguments.experiment is None:
         made.error("--verify needs an experiment: which run is meant?")
-    from hpc.doctor import FAULT, WARNING, counted
+    from hpc.doctor import FAULT, WARNING
+    from hpc.status import count
 
     counts: Counter[str] = Counter()
     for finding in _findings(arguments):
@@ -73,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{finding.verdict:<8} {finding.about}: {finding.says}", flush=True)
         if finding.do:
             print(f"{'':<8} -> {finding.do}", flush=True)
-    print(f"{counted(counts[FAULT], 'fault')}, {counted(counts[WARNING], 'warning')}")
+    print(f"{count(counts[FAULT], 'fault')}, {count(counts[WARNING], 'warning')}")
     return 1 if counts[FAULT] else 0
 
 
@@ -90,22 +97,25 @@ def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     profile, found = _profile(arguments.profile)
     yield found
     if profile is not None:
-        yield from _check_profile(profile, experiment)
+        yield from _check_profile(profile, arguments.cluster or profile.cluster, experiment)
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Any, Finding]:
     from hpc.doctor import FAULT, OK, Finding
-    from pipeline.experiment import ExperimentError, load_experiment
-    from pipeline.layout import find
+    from hpc.status import count
+    from pipeline.experiment import ExperimentError
+    from pipeline.study import load_study
 
     try:
-        path = find("experiments", arguments.experiment)
-        experiment = load_experiment(path, arguments.overrides)
+        experiment = load_study(arguments.experiment, arguments.overrides)
     except (ExperimentError, OSError) as error:
         do = "mend the file; docs/experiment.md explains every key"
         return None, Finding(verdict=FAULT, about="experiment", says=str(error), do=do)
-    says = f"{path}: {len(experiment.tests)} test sets, {len(experiment.splits)} splits, "
-    says += f"{len(experiment.trained_splits) * len(experiment.training.seeds)} trainings"
+    trainings = len(experiment.trained_splits) * len(experiment.training.seeds)
+    says = (
+        f"{experiment.name}: {len(experiment.tests)} test sets, {len(experiment.splits)} splits, "
+    )
+    says += count(trainings, "training")
     return experiment, Finding(verdict=OK, about="experiment", says=says)
 
 
@@ -226,36 +236,37 @@ def _size(count: float) -> str:
 # where it runs
 
 
-def _check_profile(profile: Any, experiment: Any) -> Iterator[Finding]:
+def _check_profile(profile: Any, cluster: str, experiment: Any) -> Iterator[Finding]:
     from hpc.doctor import check_machine, check_slurm
     from hpc.room import this_machine
 
-    yield from _check_processes(profile)
-    if profile.cluster != "slurm":
+    if cluster != "slurm":
         yield from check_machine(profile, NAMES, this_machine())
         return
+    yield from _check_processes(profile)
     yield from check_slurm(profile, NAMES)
     yield from _shared_paths(profile, experiment)
 
 
 def _check_processes(profile: Any) -> Iterator[Finding]:
     """A stage with several processes must be one that can use them."""
-    from hpc.doctor import FAULT, Finding, refuse_processes
+    from hpc.doctor import FAULT, Finding
+    from hpc.submission import check_processes
 
-    for stage, can_follow in _followers().items():
+    for stage in _stage_classes():
         try:
-            refuse_processes(stage, can_follow, profile.resources(stage))
+            check_processes([stage], profile)
         except ValueError as error:
             do = "only training is spread over processes; other stages run as many jobs"
             yield Finding(verdict=FAULT, about="profile", says=str(error), do=do)
 
 
-def _followers() -> Mapping[str, bool]:
-    """Which stages can be the work of several processes; known without an experiment."""
+def _stage_classes() -> list[Any]:
+    """Known without an experiment; a class shows as well as a stage whether it can `follow`."""
     import importlib
 
     modules = {name: importlib.import_module(f"pipeline.stages.{name}") for name in NAMES}
-    return {name: hasattr(getattr(one, name.title()), "follow") for name, one in modules.items()}
+    return [getattr(module, name.title()) for name, module in modules.items()]
 
 
 _OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")

@@ -88,6 +88,7 @@ class _Follower:
             self.tail = Tail(log, self.item.task.name)
         for line in self.tail.read() if self.tail else ():
             print(line, flush=True)
+            self.told = ""  # what it waits for is worth saying again after this
 
     def _record(self) -> dict[str, Any] | None:
         record = self.ledger.attempt(self.item.stage, self.item.task.name)

@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ examples:
   simgap logs runs/mini --follow train/pruned/seed-0
       what a task writes, as it writes it, across requeues
 
-The exit status is 1 if anything failed, 0 if not.
+The exit status is 1 if anything (with --task or --follow: that task) failed, 0 if not.
 """
 _LINES = 10
 _TASKS_NAMED = 10
@@ -58,11 +59,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--lines",
-        type=int,
+        type=_number,
         metavar="N",
         help=f"how many lines of each log (default: {_LINES}; of one task, all)",
     )
     return made
+
+
+def _number(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {word!r}")
+    return int(word)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.follow:
             return _follow(view, arguments)
         if arguments.task:
-            return _tell(view.task(_find(arguments.task, arguments.stage, view), arguments.lines))
+            name = _find(arguments.task, arguments.stage, view)
+            failed = any(one.reference == name for one in view.triage.failures)
+            return _tell(view.task(name, arguments.lines), failed=failed)
         lines = _LINES if arguments.lines is None else arguments.lines
         return _tell(view.failures(arguments.stage, lines), failed=view.any_failed(arguments.stage))
     except BrokenPipeError:  # `| head`
@@ -128,7 +137,6 @@ class View:
     """What is known of the failures of a study at one moment."""
 
     def __init__(self, experiment: Any) -> None:
-        from hpc.triage import triage
         from pipeline.layout import Layout
 
         self._experiment = experiment
@@ -136,7 +144,13 @@ class View:
         # Before the ledger is read: a job that ends in between is not taken for lost.
         self.queue, self.trouble = ask_queue(self.run)
         self.assessed: Mapping[str, Assessment] = self.assess()
-        self.triage: Triage = triage(self.run, self.assessed, self.queue)
+
+    @cached_property
+    def triage(self) -> Triage:
+        """What failed, and why."""
+        from hpc.triage import triage
+
+        return triage(self.run, self.assessed, self.queue)
 
     def assess(self) -> Mapping[str, Assessment]:
         """The state of every task now."""
@@ -202,7 +216,7 @@ class View:
         if told:
             yield f"    last lines of {example.reference}:"
             yield from (f"      | {line}" for line in told)
-        yield f"    log: {example.log or 'none; it is the output of the submission'}"
+        yield f"    log: {example.log or _no_log(example.attempt)}"
         if command := rerun_command(self.run, group.failures):
             yield f"    run them again: {_paint(command, 'bold')}"
 
@@ -238,13 +252,13 @@ class View:
             words = _attempt(one, failure) if one is record else _attempt(one)
             yield _paint(f"attempt {number}: {words}", "bold")
             log = log_of(one, self.run)
-            yield f"    log: {log or 'none; it is the output of the submission'}"
+            yield f"    log: {log or _no_log(one)}"
             told = attempt_lines(log, one.get("restart")) if log else []
             told = without_repetition(about(told, item.task.name) or told)
             told = told or str(one.get("traceback", "")).splitlines()
             yield from (f"  | {line}" for line in (told[-lines:] if lines else told))
         if failure and not record:
-            yield f"    log: {failure.log or 'none'}"
+            yield f"    log: {failure.log or _no_log(record)}"
             yield from (f"  | {line}" for line in failure.lines()[-(lines or 0) :])
         if failure and (command := rerun_command(self.run, [failure])):
             yield from ("", f"run it again: {_paint(command, 'bold')}")
@@ -298,6 +312,10 @@ def shards_of(name: str, assessed: Mapping[str, Assessment]) -> list[str]:
     lists = [own] if own else [shards for shards in found if shards]
     names = [str(shard[0]) for shard in lists[0]] if len(lists) == 1 else []
     return names if len(names) <= 3 else [f"{names[0]} to {names[-1]}"]
+
+
+def _no_log(record: Mapping[str, Any]) -> str:
+    return "none, it is what the submission printed" if record else "none, its job never started"
 
 
 def _attempt(record: Mapping[str, Any], failure: Failure | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ def _check(task: Task, digest: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Write:
-    """One file a text. A text `fail` fails, `die` kills the process, `slow` takes its time."""
+    """One file a text, which may be a way to fail: see `_misbehave`."""
 
     run_folder: Path
     texts: Mapping[str, str]
@@ -51,19 +52,40 @@ class Write:
         text = task.recipe.settings["text"]
         with (self.run_folder / "runs.log").open("a") as log:
             log.write(f"{task.name}\n")
-        if text == "fail":
-            raise ValueError(f"{task.name}: this text always fails")
-        if text == "die":
-            os.kill(os.getpid(), 9)
-        if text == "slow":
-            for step in range(30):
-                context.progress(step, 30, "letters")
-                time.sleep(0.1)
+        first = (self.run_folder / "runs.log").read_text().split().count(task.name) == 1
+        _misbehave(task.name, text, first, context)
         write_text(task.outputs[0], f"{context.digest}\n{text}")
         return {"read": len(text), "used": len(text)}
 
     def check(self, task: Task, digest: str) -> dict[str, str]:
         return _check(task, digest)
+
+
+def _misbehave(task: str, text: str, first: bool, context: Context) -> None:
+    if text == "fail":
+        raise ValueError(f"{task}: this text always fails")
+    if text == "once" and first:
+        raise ValueError(f"{task}: this text fails the first time")
+    if text == "die":
+        os.kill(os.getpid(), 9)
+    if text == "slow":
+        _take(3, context)
+    if text == "very slow once" and first:
+        _take(90, context)
+    if text == "deaf" and first:
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        time.sleep(600)
+    if text == "hungry":
+        bytes_of_memory = bytearray(400_000_000)
+        bytes_of_memory[::4096] = b"x" * len(bytes_of_memory[::4096])
+        _take(3, context)
+
+
+def _take(seconds: float, context: Context) -> None:
+    for step in range(round(seconds * 10)):
+        context.progress(step, round(seconds * 10), "letters")
+        time.sleep(0.1)
 
 
 @dataclass(frozen=True)

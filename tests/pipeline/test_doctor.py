@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import pytest
 
 from hpc.profile import Container, SlurmOptions, load_profile
@@ -66,7 +67,7 @@ def test_a_study_that_can_run(in_study: SmallStudy, capsys: pytest.CaptureFixtur
     status, lines = _doctor(capsys, "small.yaml")
     assert status == 0, lines
     text = "\n".join(lines)
-    assert "small.yaml: 2 test sets, 4 splits, 3 trainings" in text
+    assert "experiment: small: 2 test sets, 4 splits, 3 trainings" in text
     assert re.search(r"^ok       pool: 3 shards, [\d.]+ \wB$", text, flags=re.M)
     assert re.search(r"^ok       sketch: \d+ classes in .*/sketch$", text, flags=re.M)
     assert re.search(r"^ok       embedder: .*/embedder.pt, [\d.]+ \wB$", text, flags=re.M)
@@ -130,9 +131,12 @@ def test_verify_reads_every_output_again(
         "tasks' outputs are as written"
     )
     damaged = in_study.run / "1_embeddings" / "pool" / "00001.h5"
-    before, content = damaged.stat(), bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    before = damaged.stat()
+    with h5py.File(damaged, "r") as file:
+        offset = file["embedding"].id.get_offset()
+    with damaged.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\0\0")
     os.utime(damaged, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert _doctor(capsys, "small.yaml")[0] == 0, "size and time are the same"
     status, lines = _doctor(capsys, "small.yaml", "--verify")
@@ -160,20 +164,28 @@ def test_gpus_that_are_not_there_are_a_fault(
 
 @pytest.mark.parametrize("keys", ["nodes: 2", "processes: 2"])
 def test_only_training_is_spread_over_processes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    keys: str,
 ) -> None:
+    monkeypatch.setattr("hpc.doctor.check_slurm", lambda profile, stages: ())
     profile = tmp_path / "site.yaml"
     profile.write_text(f"stages: {{train: {{{keys}}}, scan: {{{keys}}}}}")
-    status, lines = _doctor(capsys, "--profile", str(profile))
+    status, lines = _doctor(capsys, "--profile", str(profile), "--cluster", "slurm")
     assert status == 1
-    assert [line.split(": the profile")[0] for line in _faults(lines)] == ["profile: scan"]
+    assert [line.split(": ")[:3] for line in _faults(lines)] == [
+        ["profile", "profile site", "scan"]
+    ]
 
 
-def test_the_stages_that_can_follow_are_known_without_a_study(study: SmallStudy) -> None:
-    stages = stages_of(
-        load_experiment(study.experiment, [f"pool.shards={study.folder}/pool/*.tar"])
-    )
-    assert doctor._followers() == {one.name: isinstance(one, DistributedStage) for one in stages}
+def test_stages_are_what_their_classes_seem_to_be(in_study: SmallStudy) -> None:
+    for stage, kind in zip(
+        stages_of(load_experiment(in_study.experiment)), doctor._stage_classes(), strict=True
+    ):
+        assert type(stage) is kind
+        assert kind.name == stage.name
+        assert isinstance(stage, DistributedStage) == isinstance(kind, DistributedStage)
 
 
 def test_a_package_that_is_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -38,12 +40,7 @@ def test_what_is_queued_is_recognised(slurm_study: SlurmStudy) -> None:
     slurm_study.texts["d"] = "gh"
     slurm_study.words["more"] = ["write/letters/b", "write/letters/d"]
     added = slurm_study.to_slurm()
-    queued_b = next(
-        job
-        for name, one in slurm_study.queue().tasks.items()
-        if name == "write/letters/b"
-        for job in [one.job.id]
-    )
+    queued_b = slurm_study.queue().tasks["write/letters/b"].job.id
     assert slurm_study.lines[1].endswith(f", after {added['write']}, {queued_b}")
     slurm_study.wait_for_end()
     assert slurm_study.is_done()
@@ -131,11 +128,11 @@ def test_the_throttle_and_other_options_reach_slurm(slurm_study: SlurmStudy) -> 
 def test_the_controller_restarts_with_the_queue_intact(
     slurm_study: SlurmStudy, cluster: Cluster
 ) -> None:
-    import signal
-
     slurm_study.texts["b"] = "slow"
     slurm_study.to_slurm()
-    slurm_study.wait(lambda: slurm_study.attempt("write/letters/b"))
+    submitted = time.time()
+    saved = cluster.folder / "state" / "job_state"  # Slurm writes it every few seconds
+    slurm_study.wait(lambda: saved.exists() and saved.stat().st_mtime > submitted)
     cluster.stop("slurmctld", signal.SIGKILL)
     cluster.start("slurmctld")
     slurm_study.wait(lambda: _answers(slurm_study))

@@ -1,0 +1,164 @@
+"""Each way in which jobs die: at most one more submission, nothing done twice for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from hpc import slurm
+from hpc.minislurm import Cluster
+from tests.slurm.conftest import SlurmStudy, outputs
+
+Expected = Callable[[SlurmStudy], dict[str, str]]
+
+
+def _started(study: SlurmStudy, name: str = "write/letters/b") -> Callable[[], object]:
+    return lambda: study.attempt(name).get("progress", {}).get("done", 0) > 0
+
+
+def test_one_failing_shard_among_forty(slurm_study: SlurmStudy, expected: Expected) -> None:
+    names = [f"{number:02d}" for number in range(40)]
+    slurm_study.settings = {"tasks_per_job": 5}
+    slurm_study.texts = {name: f"text {name}" for name in names} | {"17": "once"}
+    slurm_study.words = {"all": [f"write/letters/{name}" for name in names]}
+    slurm_study.to_slurm()
+    slurm_study.wait_for_end()
+    assert [name for name, state in slurm_study.states().items() if state != "done"] == [
+        "write/letters/17",
+        "join/all",
+    ]
+    assert "fails the first time" in slurm_study.attempt("write/letters/17")["error"]
+    slurm_study.to_slurm()
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    assert slurm_study.times_run() == {
+        **{f"letters/{n}": 1 for n in names},
+        "letters/17": 2,
+        "all": 1,
+    }
+    assert outputs(slurm_study) == expected(slurm_study)
+
+
+def test_a_rerun_while_the_rest_of_an_array_still_runs(slurm_study: SlurmStudy) -> None:
+    slurm_study.texts |= {"a": "once", "b": "slow"}
+    slurm_study.to_slurm()
+    slurm_study.wait(lambda: slurm_study.attempt("write/letters/a").get("state") == "failed")
+    slurm_study.wait(_started(slurm_study))
+    slurm_study.wait(lambda: "write/letters/a" not in slurm_study.queue().tasks)
+    jobs = slurm_study.to_slurm()  # what waited for the failed one would never start
+    assert set(jobs) == {"write", "join"}
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    assert slurm_study.times_run() == {
+        "letters/a": 2, "letters/b": 1, "letters/c": 1, "all": 1, "lefts": 1
+    }  # fmt: skip
+
+
+def test_scancel_of_a_running_array(slurm_study: SlurmStudy, expected: Expected) -> None:
+    slurm_study.texts["b"] = "very slow once"
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait(_started(slurm_study))
+    slurm.cancel([jobs["write"]])
+    slurm_study.wait_for_end()
+    assert slurm_study.states()["write/letters/a"] == "done"
+    assert slurm_study.attempt("write/letters/b")["state"] == "running"  # killed without a word
+    slurm_study.to_slurm()
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    assert slurm_study.times_run()["letters/b"] == 2
+    assert outputs(slurm_study) == expected(slurm_study)
+
+
+def test_requeue_by_hand(slurm_study: SlurmStudy) -> None:
+    slurm_study.texts["b"] = "very slow once"
+    slurm_study.settings = {"tasks_per_job": 3}
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait(_started(slurm_study))
+    slurm.requeue(jobs["write"])
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    assert slurm_study.times_run() == {
+        "letters/a": 1, "letters/b": 2, "letters/c": 1, "all": 1, "lefts": 1
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["USR2", "time limit", "preemption"])
+def test_a_job_that_is_told_to_stop_goes_on_later(slurm_study: SlurmStudy, how: str) -> None:
+    slurm_study.texts["b"] = "very slow once"
+    slurm_study.settings = {"tasks_per_job": 3}
+    if how == "preemption":
+        slurm_study.settings |= {"partition": "preemptible"}
+    if how == "time limit":
+        slurm_study.settings |= {"minutes": 1, "signal_seconds": 55}
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait(_started(slurm_study))
+    if how == "USR2":
+        slurm.call("scancel", "--signal=USR2", jobs["write"])
+    if how == "preemption":
+        slurm.call("sbatch", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    slurm_study.wait_for_end(100)
+    assert slurm_study.is_done()
+    assert slurm_study.times_run()["letters/b"] == 2
+    marker = slurm_study.assess()["write/letters/b"].marker
+    assert marker is not None
+    earlier = marker.ran_on["earlier"][0]
+    assert (earlier["restart"], marker.ran_on["restart"]) == (0, 1)
+    assert earlier["state"] == ("running" if how == "preemption" else "interrupted")
+
+
+def test_a_job_that_is_stopped_too_often_has_failed(slurm_study: SlurmStudy) -> None:
+    slurm_study.texts["b"] = "very slow once"
+    slurm_study.settings = {"max_requeues": 0}
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait(_started(slurm_study))
+    slurm.call("scancel", "--signal=USR2", jobs["write"])
+    slurm_study.wait_for_end()
+    attempt = slurm_study.attempt("write/letters/b")
+    assert attempt["state"] == "failed"
+    assert "told to stop" in attempt["error"] and "max_requeues" in attempt["error"]
+    assert slurm_study.states()["write/letters/c"] == "done"
+
+
+def test_a_time_limit_without_a_chance_to_stop(slurm_study: SlurmStudy) -> None:
+    slurm_study.texts["b"] = "deaf"  # as native code that never returns to Python
+    slurm_study.settings = {"minutes": 5}
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait(lambda: slurm_study.attempt("write/letters/b"))
+    slurm.call("scontrol", "update", f"JobId={jobs['write']}_1", "TimeLimit=0:01")
+    slurm_study.wait_for_end(100)
+    assert slurm.past([f"{jobs['write']}_1"])[f"{jobs['write']}_1"].state == "TIMEOUT"
+    slurm_study.texts["b"] = "cd"
+    slurm_study.to_slurm()
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+
+
+def test_a_job_over_its_memory(slurm_study: SlurmStudy) -> None:
+    slurm_study.texts["b"] = "hungry"
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait_for_end()
+    assert slurm_study.states()["write/letters/c"] == "done"
+    assert slurm_study.states()["write/letters/b"] == "missing"
+    assert slurm_study.attempt("write/letters/b")["state"] == "running"
+    log = slurm_study.attempt("write/letters/b")["log"]
+    print(open(log).read(), slurm.past([f"{jobs['write']}_1"]))
+    slurm_study.settings = {"memory_gb": 2}
+    slurm_study.to_slurm()
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+
+
+def test_a_node_is_lost_with_its_job(slurm_study: SlurmStudy, cluster: Cluster) -> None:
+    slurm_study.texts["b"] = "very slow once"
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait(_started(slurm_study))
+    job = slurm_study.queue().tasks["write/letters/b"].job
+    assert job.id == f"{jobs['write']}_1"
+    cluster.lose(job.nodes)
+    try:
+        slurm_study.wait_for_end(120)
+        assert slurm_study.is_done()
+        assert slurm_study.times_run()["letters/b"] == 2
+    finally:
+        cluster.start(job.nodes)
