@@ -10,7 +10,6 @@ from pathlib import Path
 
 from hpc import slurm
 from hpc.job import sbatch_options
-from hpc.minislurm_conf import user_name
 from hpc.profile import Container, Profile, SlurmOptions
 from hpc.room import Room
 from hpc.stage import Resources
@@ -118,12 +117,12 @@ def _ask() -> tuple[_Site, Finding]:
     accounts: dict[str, Sequence[str]] = {}
     try:
         slurm.check_accounting()
-        accounts = dict(slurm.associations(user_name()))
+        accounts = dict(slurm.associations(slurm.user_name()))
     except slurm.SlurmError as error:
         says = f"sacct is off: status and logs work without it, but don't know memory ({error})"
     else:
         known = ", ".join(accounts) or "none"
-        says = f"sacct answers; accounts of {user_name()}: {known}"
+        says = f"sacct answers; accounts of {slurm.user_name()}: {known}"
     told = Finding(verdict=OK, about="accounting", says=says)
     return _Site(partitions, slurm.nodes(), accounts, insists), told
 

@@ -10,8 +10,10 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from hpc.worker import Interrupted, JobRecord, TasksFailed, Worker
 
 # NCCL catches USR1.
 _STOP = signal.SIGUSR2
+_SECONDS_TO_NOTICE = 30
+"""For the first process of a job to end by itself when another has failed."""
 
 
 # the script
@@ -164,7 +168,7 @@ class SlurmJob:
 
     def _lead(self, place: Place, job: JobRecord) -> None:
         plan, stage_plan, _ = self.worker.load()
-        _StopSignal(job.restart, stage_plan.max_requeues).listen()
+        _StopSignal(job.restart, stage_plan).listen()
         faults = _Faults(Ledger(plan.run), self.worker.stage)
         try:
             with Leader(place, faults.note) as leader:
@@ -224,10 +228,15 @@ class _Faults:
         return lead
 
     def note(self, fault: Fault) -> None:
-        """Record a fault at once: this process may hang in a collective operation."""
+        """Record a fault at once, and end this process if it hangs in a collective operation."""
         print(f"rank {fault['rank']} on {fault['host']}: {fault['error']}", flush=True)
-        self._found.setdefault(self._task, fault)
+        # A process that was killed is the cause of what the others report.
+        if self._task not in self._found or not fault["traceback"]:
+            self._found[self._task] = fault
         self.record()
+        timer = threading.Timer(_SECONDS_TO_NOTICE, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
 
     def record(self) -> None:
         """Make the faults the errors of their tasks' attempts."""
@@ -246,8 +255,8 @@ class _Faults:
 class _StopSignal:
     """Puts the job back into the queue when it is told to stop, as often as it may."""
 
-    def __init__(self, restart: int, max_requeues: int) -> None:
-        self._restart, self._max_requeues = restart, max_requeues
+    def __init__(self, restart: int, plan: StagePlan) -> None:
+        self._restart, self._plan = restart, plan
         self._process = os.getpid()
 
     def listen(self) -> None:
@@ -258,15 +267,29 @@ class _StopSignal:
         if os.getpid() != self._process:
             return  # a forked child: the job's first process decides
         signal.signal(_STOP, signal.SIG_IGN)
-        told = "told to stop: its time limit is near, or other jobs need the nodes"
-        if self._restart >= self._max_requeues:
-            words = f"{told}; it was requeued {self._restart} times, and max_requeues is no more"
+        told = f"told to stop: {_reason_to_stop(self._plan.signal_seconds)}"
+        if self._restart >= self._plan.max_requeues:
+            words = (
+                f"{told}; requeued {self._restart} times before, as often as max_requeues allows"
+            )
             raise Interrupted(words, comes_back=False)
         try:
             slurm.requeue(os.environ["SLURM_JOB_ID"])
         except slurm.SlurmError as error:
             raise Interrupted(f"{told}; it can't be requeued: {error}", comes_back=False) from error
         raise Interrupted(f"{told}; it is in the queue again", comes_back=True)
+
+
+def _reason_to_stop(signal_seconds: int) -> str:
+    """Slurm sends one signal for two reasons."""
+    with suppress(slurm.SlurmError, ValueError, KeyError):
+        shown = slurm.fields_of(
+            slurm.call("scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"])
+        )
+        left = time.mktime(time.strptime(shown["EndTime"], "%Y-%m-%dT%H:%M:%S")) - time.time()
+        most = signal_seconds + 90  # Slurm may send it a minute early
+        return "its time limit is near" if left < most else "other jobs need its nodes"
+    return "its time limit is near, or other jobs need its nodes"
 
 
 def _work_until_the_end() -> None:

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from hpc.files import read_json, write_json
-from hpc.minislurm_conf import Settings, user_name, write_configuration
+from hpc.minislurm_conf import Settings, write_configuration
 from hpc.minislurm_processes import environment_of, kill_jobs
+from hpc.slurm import user_name
 
 PACKAGES = {
     "munged": "munge",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import random
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from hpc.slurm import user_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,6 @@ class Settings:
     def names(self) -> list[str]:
         """Names of the nodes."""
         return [f"node{number}" for number in range(1, self.nodes + 1)]
-
-
-def user_name() -> str:
-    """Who runs this process, whatever the environment says; the number if it has no name."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 def write_configuration(settings: Settings, folder: Path, sockets: Path) -> None:
@@ -96,7 +88,7 @@ def _slurm_conf(made: Settings, own: Path, sockets: Path, ports: Sequence[int]) 
         "MpiDefault=none",
         "ReturnToService=2",
         "KillWait=2",
-        "SlurmdTimeout=10",
+        "SlurmdTimeout=5",
         "SlurmctldTimeout=10",
         "MessageTimeout=10",
         "SchedulerParameters=bf_interval=1,sched_min_interval=100000,batch_sched_delay=0",

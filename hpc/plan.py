@@ -193,6 +193,8 @@ class StagePlan:
     """How many elements may run at the same time."""
     max_requeues: int = 0
     """On Slurm: how often a job may be put back into the queue before its task has failed."""
+    signal_seconds: int = 0
+    """On Slurm: how long before its time limit a job is told to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)

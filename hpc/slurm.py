@@ -7,12 +7,13 @@ ago; sacct adds what ended earlier, memory, and exact times.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 SECONDS_TO_ANSWER = 60
@@ -179,21 +180,25 @@ def past(jobs: Sequence[str]) -> dict[str, PastJob]:
 
 
 def _from_sacct(jobs: Sequence[str]) -> dict[str, PastJob]:
+    """Ask by array: elements that never started share a row, `6_[1-3%1]`, and can't be asked for."""
     columns = "JobID,State,ExitCode,ElapsedRaw,MaxRSS,NodeList"
+    arrays = list(dict.fromkeys(job.partition("_")[0] for job in jobs))
+    wanted = set(jobs)
     found: dict[str, PastJob] = {}
     memory: dict[str, int] = {}
-    for start in range(0, len(jobs), 500):
-        some = ",".join(jobs[start : start + 500])
+    for start in range(0, len(arrays), 200):
+        some = ",".join(arrays[start : start + 200])
         try:
             listed = call("sacct", "-nP", f"--format={columns}", f"--jobs={some}")
         except SlurmError:
             return {}
         for line in listed.splitlines():
             name, state, code, elapsed, rss, nodes = line.split("|")
-            job = name.partition(".")[0]
-            if "." in name:
+            if "." in name:  # a step, which has the memory
+                job = name.partition(".")[0]
                 memory[job] = max(memory.get(job, 0), _bytes(rss))
-            elif job in jobs:
+                continue
+            for job in wanted.intersection(_elements(name)):
                 found[job] = PastJob(
                     id=job,
                     state=state.split()[0],  # `CANCELLED by 1000`
@@ -201,17 +206,18 @@ def _from_sacct(jobs: Sequence[str]) -> dict[str, PastJob]:
                     seconds=int(elapsed or 0),
                     nodes=nodes,
                 )
-    return {
-        job: PastJob(
-            id=job,
-            state=one.state,
-            exit_code=one.exit_code,
-            seconds=one.seconds,
-            max_rss_bytes=memory.get(job) or None,
-            nodes=one.nodes,
-        )
-        for job, one in found.items()
-    }
+    return {job: replace(one, max_rss_bytes=memory.get(job) or None) for job, one in found.items()}
+
+
+def _elements(name: str) -> Iterator[str]:
+    """`6_1`, `6_2`, `6_3` and `6_7` of `6_[1-3,7%2]`; any other name is itself."""
+    array, bracket, inside = name.partition("_[")
+    if not bracket:
+        yield name
+        return
+    for part in inside.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        yield from (f"{array}_{index}" for index in range(int(first), int(last or first) + 1))
 
 
 def _bytes(text: str) -> int:
@@ -428,3 +434,11 @@ def check_submission(options: Sequence[str]) -> None:
         SlurmError: it would not; the message has Slurm's words.
     """
     call("sbatch", "--test-only", *options, "--wrap=true")
+
+
+def user_name() -> str:
+    """Who runs this process, whatever the environment says; the number if it has no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

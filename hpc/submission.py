@@ -200,6 +200,7 @@ def slurm_stages(
                 elements=pack(names, jobs),
                 at_once=min(jobs, chosen.array_parallelism or jobs),
                 max_requeues=chosen.max_requeues,
+                signal_seconds=chosen.signal_seconds,
             )
         )
     return plans

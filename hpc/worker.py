@@ -126,8 +126,9 @@ class Worker:
     def _give_up(self, plan: Plan, names: Sequence[str], job: JobRecord, allowed: int) -> None:
         """Fail the task that this job was cut off in again and again."""
         ledger = Ledger(plan.run)
+        times = f"{job.restart} time{'' if job.restart == 1 else 's'}"
         error = (
-            f"its job was cut off {job.restart} times (preempted, out of time, or its node lost), "
+            f"its job was cut off {times} (preempted, out of time, or its node lost), "
             f"and max_requeues is {allowed}"
         )
         for name in names:

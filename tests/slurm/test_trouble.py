@@ -13,6 +13,17 @@ from tests.slurm.conftest import SlurmStudy, outputs
 Expected = Callable[[SlurmStudy], dict[str, str]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def deaf(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmStudy:
+    """A study with a job that does not hear that its time is up: that takes a minute, so the
+    other tests run meanwhile."""
+    study = SlurmStudy(tmp_path_factory.mktemp("deaf"))
+    study.texts["b"] = "deaf"  # as native code that never returns to Python
+    study.settings = {"minutes": 1, "sbatch": {"nodelist": "node4"}}
+    study.to_slurm()
+    return study
+
+
 def _started(study: SlurmStudy, name: str = "write/letters/b") -> Callable[[], object]:
     return lambda: study.attempt(name).get("progress", {}).get("done", 0) > 0
 
@@ -29,6 +40,7 @@ def test_one_failing_shard_among_forty(slurm_study: SlurmStudy, expected: Expect
         "join/all",
     ]
     assert "fails the first time" in slurm_study.attempt("write/letters/17")["error"]
+    assert slurm_study.causes() == {"write/letters/17": "ValueError"}
     slurm_study.to_slurm()
     slurm_study.wait_for_end()
     assert slurm_study.is_done()
@@ -63,6 +75,7 @@ def test_scancel_of_a_running_array(slurm_study: SlurmStudy, expected: Expected)
     slurm_study.wait_for_end()
     assert slurm_study.states()["write/letters/a"] == "done"
     assert slurm_study.attempt("write/letters/b")["state"] == "running"  # killed without a word
+    assert slurm_study.causes()["write/letters/b"] == "CANCELLED"
     slurm_study.to_slurm()
     slurm_study.wait_for_end()
     assert slurm_study.is_done()
@@ -96,7 +109,9 @@ def test_a_job_that_is_told_to_stop_goes_on_later(slurm_study: SlurmStudy, how: 
     if how == "USR2":
         slurm.call("scancel", "--signal=USR2", jobs["write"])
     if how == "preemption":
-        slurm.call("sbatch", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        node = slurm_study.queue().tasks["write/letters/b"].job.nodes
+        words = ("--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=sleep 1")
+        slurm.call("sbatch", *words)
     slurm_study.wait_for_end(100)
     assert slurm_study.is_done()
     assert slurm_study.times_run()["letters/b"] == 2
@@ -117,32 +132,18 @@ def test_a_job_that_is_stopped_too_often_has_failed(slurm_study: SlurmStudy) -> 
     attempt = slurm_study.attempt("write/letters/b")
     assert attempt["state"] == "failed"
     assert "told to stop" in attempt["error"] and "max_requeues" in attempt["error"]
+    assert slurm_study.causes() == {"write/letters/b": "PREEMPTED"}
     assert slurm_study.states()["write/letters/c"] == "done"
-
-
-def test_a_time_limit_without_a_chance_to_stop(slurm_study: SlurmStudy) -> None:
-    slurm_study.texts["b"] = "deaf"  # as native code that never returns to Python
-    slurm_study.settings = {"minutes": 5}
-    jobs = slurm_study.to_slurm()
-    slurm_study.wait(lambda: slurm_study.attempt("write/letters/b"))
-    slurm.call("scontrol", "update", f"JobId={jobs['write']}_1", "TimeLimit=0:01")
-    slurm_study.wait_for_end(100)
-    assert slurm.past([f"{jobs['write']}_1"])[f"{jobs['write']}_1"].state == "TIMEOUT"
-    slurm_study.texts["b"] = "cd"
-    slurm_study.to_slurm()
-    slurm_study.wait_for_end()
-    assert slurm_study.is_done()
 
 
 def test_a_job_over_its_memory(slurm_study: SlurmStudy) -> None:
     slurm_study.texts["b"] = "hungry"
-    jobs = slurm_study.to_slurm()
+    slurm_study.to_slurm()
     slurm_study.wait_for_end()
     assert slurm_study.states()["write/letters/c"] == "done"
     assert slurm_study.states()["write/letters/b"] == "missing"
     assert slurm_study.attempt("write/letters/b")["state"] == "running"
-    log = slurm_study.attempt("write/letters/b")["log"]
-    print(open(log).read(), slurm.past([f"{jobs['write']}_1"]))
+    assert slurm_study.causes() == {"write/letters/b": "OUT_OF_MEMORY"}
     slurm_study.settings = {"memory_gb": 2}
     slurm_study.to_slurm()
     slurm_study.wait_for_end()
@@ -162,3 +163,13 @@ def test_a_node_is_lost_with_its_job(slurm_study: SlurmStudy, cluster: Cluster) 
         assert slurm_study.times_run()["letters/b"] == 2
     finally:
         cluster.start(job.nodes)
+
+
+def test_a_time_limit_without_a_chance_to_stop(deaf: SlurmStudy) -> None:
+    deaf.wait_for_end(120)
+    assert deaf.causes() == {"write/letters/b": "TIMEOUT"}
+    assert deaf.states()["write/letters/c"] == "done"
+    deaf.to_slurm()
+    deaf.wait_for_end()
+    assert deaf.is_done()
+    assert deaf.times_run()["letters/a"] == 1
