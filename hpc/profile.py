@@ -53,8 +53,8 @@ class SlurmOptions:
     python: str | None = None
     """Command that starts Python; that of the submission if None, `python3` in a container."""
     container: Container | None = None
-    sbatch: Mapping[str, str] = field(default_factory=dict)
-    """Any other option of sbatch by its long name: `{exclude: node7, gres: 'gpu:a100:4'}`."""
+    sbatch: Mapping[str, str | bool] = field(default_factory=dict)
+    """Any other option of sbatch by its long name: `{exclude: node7, exclusive: true}`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,11 +157,17 @@ class _Reader:
             return self._container(where, value)
         # what is left: sbatch
         options = self.mapping(where, value)
-        return {self._word(where, name).lstrip("-"): str(one) for name, one in options.items()}
+        return {self._word(where, name).lstrip("-"): _plain(one) for name, one in options.items()}
 
     def environment(self, where: str, value: Any) -> dict[str, str]:
         """Variables and their values."""
-        return {str(name): str(one) for name, one in self.mapping(where, value or {}).items()}
+        found = self.mapping(where, value or {})
+        for name, one in found.items():
+            if not isinstance(one, str | int | float) or isinstance(one, bool):
+                raise self._wrong(
+                    f"{where}.{name}", "text or a number (quote on, off, yes, no)", one
+                )
+        return {str(name): str(one) for name, one in found.items()}
 
     def mapping(self, where: str, value: Any) -> dict[Any, Any]:
         """A mapping, as it is."""
@@ -226,3 +232,8 @@ class _Reader:
     def _wrong(self, where: str, expected: str, found: Any) -> ProfileError:
         at = f"{where}: " if where else ""
         return ProfileError(f"{self.path}: {at}expected {expected}, found {found!r}")
+
+
+def _plain(value: Any) -> str | bool:
+    """An option without a value is true; everything else is text."""
+    return value if value is True else str(value)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 SECONDS_TO_ANSWER = 60
-_OF_A_JOB = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SLURMD_")
+# Of an enclosing job, and defaults for what the commands are asked to do or show.
+_NOT_OURS = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER")
 
 
@@ -81,7 +82,7 @@ def scrubbed_environment() -> Iterator[None]:
     """Without the variables of an enclosing job, which sbatch would take for options."""
     before = dict(os.environ)
     for name in before:
-        if name.startswith(_OF_A_JOB) and name not in _KEPT:
+        if name.startswith(_NOT_OURS) and name not in _KEPT:
             del os.environ[name]
     try:
         yield
@@ -180,7 +181,7 @@ def past(jobs: Sequence[str]) -> dict[str, PastJob]:
 
 
 def _from_sacct(jobs: Sequence[str]) -> dict[str, PastJob]:
-    """Ask by array: elements that never started share a row, `6_[1-3%1]`, and can't be asked for."""
+    """Ask by array: elements that never started share one row, `6_[1-3%1]`."""
     columns = "JobID,State,ExitCode,ElapsedRaw,MaxRSS,NodeList"
     arrays = list(dict.fromkeys(job.partition("_")[0] for job in jobs))
     wanted = set(jobs)

@@ -75,7 +75,16 @@ def test_this_test_can_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.submit", "pipeline.status", "pipeline.data.world.__main__"]
+    "module",
+    [
+        "pipeline.submit",
+        "pipeline.status",
+        "pipeline.logs",
+        "pipeline.cancel",
+        "pipeline.doctor",
+        "pipeline.data.world.__main__",
+        "hpc.minislurm",
+    ],
 )
 def test_help_is_quick_and_imports_nothing_heavy(module: str) -> None:
     code = (

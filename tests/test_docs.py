@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from hpc.profile import SlurmOptions
+from hpc.stage import Resources
 from pipeline import experiment
 from pipeline.stages import NAMES
 
@@ -25,13 +28,28 @@ def test_every_key_of_an_experiment_is_explained() -> None:
     assert [key for key in sorted(keys) if not re.search(rf"\b{key}\b", text)] == []
 
 
+def test_every_key_of_a_profile_is_explained() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    keys = [key.name for kind in (Resources, SlurmOptions) for key in fields(kind)]
+    assert [key for key in keys if not re.search(rf"`{key}`", text)] == []
+
+
 def test_the_readme_names_every_stage() -> None:
     text = (ROOT / "README.md").read_text()
     assert re.findall(r"^\| (\w+) \| `", text, flags=re.M) == list(NAMES)
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/experiment.md", "docs/log.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/experiment.md",
+        "docs/cluster.md",
+        "docs/log.md",
+        "hpc/README.md",
+        "kernels/README.md",
+    ],
 )
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
