@@ -149,10 +149,9 @@ def _check_study(experiment: Any, verify: bool) -> Iterator[Finding]:
 def _check_data(experiment: Any) -> Iterator[Finding]:
     """The paths are there, or the experiment would not have loaded; whether they hold anything."""
     from hpc.doctor import FAULT, OK, Finding
-    from pipeline.data.tars import expand_shards
     from pipeline.sources import classes_in
 
-    shards = expand_shards(experiment.pool.shards)
+    shards = experiment.pool.paths
     size = sum(shard.stat().st_size for shard in shards)
     yield Finding(verdict=OK, about="pool", says=f"{len(shards)} shards, {_size(size)}")
     for name, images in {"reference": experiment.reference, **experiment.tests}.items():
@@ -186,7 +185,6 @@ def _check_folder(experiment: Any) -> Iterator[Finding]:
     import tempfile
 
     from hpc.doctor import FAULT, OK, WARNING, Finding
-    from pipeline.data.tars import expand_shards
     from pipeline.layout import Layout
 
     there = next(path for path in (experiment.run, *experiment.run.parents) if path.exists())
@@ -200,7 +198,7 @@ def _check_folder(experiment: Any) -> Iterator[Finding]:
         return
     layout = Layout(experiment.run)
     missing = [name for name in experiment.trained_splits if not layout.subset(name).exists()]
-    pool = sum(shard.stat().st_size for shard in expand_shards(experiment.pool.shards))
+    pool = sum(shard.stat().st_size for shard in experiment.pool.paths)
     says = f"{experiment.run}, {_size(free)} free"
     if pool * len(missing) > free:
         says += f"; the tars of {len(missing)} splits may take {_size(pool * len(missing))}"

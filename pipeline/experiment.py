@@ -22,6 +22,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -83,6 +84,21 @@ class Pool(Section):
     """Shards that share an embeddings file; one file is one task."""
     max_bad_fraction: Fraction = 0.1
     """A task fails if more than this share of its samples can't be used."""
+    _paths: list[Path] | None = PrivateAttr(None)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every tar, in natural order; looked for once, because there may be tens of thousands.
+
+        Raises:
+            FileNotFoundError: a pattern matches nothing.
+            ValueError: the braces of a pattern are not balanced.
+        """
+        if self._paths is None:
+            from pipeline.data.tars import expand_shards
+
+            self._paths = expand_shards(self.shards)
+        return self._paths
 
 
 class ImageSet(Section):
@@ -500,10 +516,8 @@ def _choice_faults(experiment: Experiment) -> Iterator[Fault]:
 
 
 def _path_faults(experiment: Experiment) -> Iterator[Fault]:
-    from pipeline.data.tars import expand_shards
-
     try:
-        expand_shards(experiment.pool.shards)
+        _ = experiment.pool.paths
     except (FileNotFoundError, ValueError) as error:
         yield ("pool", "shards"), str(error)
     sets: dict[YamlPath, ImageSet] = {("reference",): experiment.reference}

@@ -11,7 +11,6 @@ from typing import Any
 
 from pipeline.data.classes import ClassList, classes_of, read_class_list
 from pipeline.data.folders import identity
-from pipeline.data.tars import expand_shards
 from pipeline.experiment import ImageSet, Pool, looks_like_file
 
 
@@ -33,9 +32,8 @@ def weights_identity(pretrained: str) -> Any:
 
 def pool_groups(pool: Pool) -> list[list[Path]]:
     """The pool's shards as they share embeddings files."""
-    shards = expand_shards(pool.shards)
     step = pool.shards_per_file
-    return [shards[start : start + step] for start in range(0, len(shards), step)]
+    return [pool.paths[start : start + step] for start in range(0, len(pool.paths), step)]
 
 
 def classes_in(images: ImageSet) -> ClassList:

@@ -23,6 +23,7 @@ BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's base_plus_ext
+_DIGITS = re.compile("([0-9]+)")
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's skip_meta
 _RECORD = 20 * BLOCK  # tar pads an archive with zeros to a whole record
 # Headers of neighbouring members often lie within one buffer, and a parallel file system's
@@ -323,40 +324,43 @@ def expand_shards(patterns: str | list[str]) -> list[Path]:
         FileNotFoundError: if a pattern, or one of the paths in its braces, matches nothing.
         ValueError: if the braces of a pattern are not balanced.
     """
-    found: set[Path] = set()
-    listings: dict[Path, frozenset[str]] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found.update(_matches(pattern, listings))
-    return sorted(found, key=_natural)
+    listings: dict[str, frozenset[str]] = {}  # strings here: a Path costs as much as a stat
+    names = [
+        name
+        for pattern in ([patterns] if isinstance(patterns, str) else patterns)
+        for name in _matches(pattern, listings)
+    ]
+    return list(dict.fromkeys(map(Path, sorted(names, key=_natural))))
 
 
-def _matches(pattern: str, listings: dict[Path, frozenset[str]]) -> Iterator[Path]:
+def _matches(pattern: str, listings: dict[str, frozenset[str]]) -> Iterator[str]:
     from glob import glob
 
     from braceexpand import braceexpand
 
-    if _exists(Path(pattern), listings):
-        yield Path(pattern)
+    if _exists(pattern, listings):
+        yield pattern
         return
     for name in braceexpand(pattern):
-        matches = [Path(name)] if _exists(Path(name), listings) else [Path(p) for p in glob(name)]
+        matches = [name] if _exists(name, listings) else glob(name)
         if not matches:
             part = "" if name == pattern else f" (part of {pattern!r})"
             raise FileNotFoundError(f"no shard matches {name!r}{part}")
         yield from matches
 
 
-def _exists(path: Path, listings: dict[Path, frozenset[str]]) -> bool:
-    """Like Path.exists, but one listing per folder: metadata servers hate 41,408 stats."""
-    if path.parent not in listings:
+def _exists(path: str, listings: dict[str, frozenset[str]]) -> bool:
+    """Like os.path.exists, but one listing per folder: metadata servers hate 41,408 stats."""
+    folder, name = os.path.split(path)
+    if folder not in listings:
         try:
-            listings[path.parent] = frozenset(os.listdir(path.parent))
+            listings[folder] = frozenset(os.listdir(folder or "."))
         except (FileNotFoundError, NotADirectoryError):
-            listings[path.parent] = frozenset()
-    return path.name in listings[path.parent]
+            listings[folder] = frozenset()
+    return name in listings[folder]
 
 
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    text = str(path)
-    parts = re.split(r"([0-9]+)", text)
-    return [int(part) if part.isdecimal() else part for part in parts], text
+def _natural(path: str) -> tuple[list[str | int], str]:
+    parts = _DIGITS.split(path)
+    parts[1::2] = map(int, parts[1::2])
+    return parts, path
