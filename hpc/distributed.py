@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import socket
 import threading
@@ -372,7 +373,17 @@ def _listen(port: int) -> socket.socket:
 
 
 def _keep_open(connection: socket.socket) -> None:
-    """No time limit between lines, but find out within minutes if the other node is gone."""
+    """No time limit between lines, but find out within minutes if the other node is gone.
+
+    A forked child, such as a data loader, must not hold the connection: it outlives a process that
+    is killed, and hides its end.
+    """
+
+    def let_go() -> None:  # `close` would wait for the file that is made of it
+        if (descriptor := connection.detach()) >= 0:
+            os.close(descriptor)
+
+    os.register_at_fork(after_in_child=let_go)
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)

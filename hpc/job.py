@@ -28,6 +28,7 @@ from hpc.worker import Interrupted, JobRecord, TasksFailed, Worker
 
 # NCCL catches USR1.
 _STOP = signal.SIGUSR2
+_SECONDS_TO_TELL = 3
 _SECONDS_TO_NOTICE = 30
 """For the first process of a job to end by itself when another has failed."""
 
@@ -172,7 +173,11 @@ class SlurmJob:
         faults = _Faults(Ledger(plan.run), self.worker.stage)
         try:
             with Leader(place, faults.note) as leader:
-                self.worker(job, faults.watched(leader.call))
+                try:
+                    self.worker(job, faults.watched(leader.call))
+                except TasksFailed:
+                    faults.wait_for_cause(_SECONDS_TO_TELL if place.world > 1 else 0)
+                    raise
         except Interrupted:
             sys.exit(1)
         finally:
@@ -217,6 +222,11 @@ class _Faults:
         self._ledger, self._stage = ledger, stage
         self._task = ""
         self._found: dict[str, Fault] = {}
+        self._cause = threading.Event()
+
+    def wait_for_cause(self, seconds: float) -> None:
+        """Wait a moment: that a process was killed may be heard after what it led to."""
+        self._cause.wait(seconds)
 
     def watched(self, call: Callable[[Mapping[str, Any]], None]) -> Callable[..., None]:
         """`call`, with a look at the task that it is about."""
@@ -234,6 +244,8 @@ class _Faults:
         if self._task not in self._found or not fault["traceback"]:
             self._found[self._task] = fault
         self.record()
+        if not fault["traceback"]:
+            self._cause.set()
         timer = threading.Timer(_SECONDS_TO_NOTICE, os._exit, (1,))
         timer.daemon = True
         timer.start()

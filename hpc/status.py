@@ -190,7 +190,10 @@ def _waits(queue: Mapping[str, QueuedTask]) -> dict[str, Counter[tuple[str, str]
         if job.is_pending:
             known = [stage_of.get(array, f"job {array}") for array in _arrays(job.waits_for)]
             stages = ", ".join(dict.fromkeys(known)) or "other jobs"
-            words = _REASONS.get(job.reason, job.reason).format(stages=stages)
+            reason = job.reason
+            if reason == "None" and job.waits_for:  # Slurm has not looked at it yet
+                reason = "Dependency"
+            words = _REASONS.get(reason, reason).format(stages=stages)
             found[stage][job.array, words] += 1
     return found
 
