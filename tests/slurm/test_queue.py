@@ -71,19 +71,6 @@ def test_queued_tasks_of_other_settings_are_in_the_way(slurm_study: SlurmStudy) 
         slurm_study.to_slurm()
 
 
-def test_an_array_is_never_larger_than_the_cluster_takes(
-    slurm_study: SlurmStudy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(slurm, "max_array_size", lambda: 11)
-    slurm_study.texts = {f"{number:03d}": f"t{number:03d}" for number in range(100)}
-    slurm_study.words = {"all": [f"write/letters/{name}" for name in slurm_study.texts]}
-    slurm_study.to_slurm()
-    assert slurm_study.lines[0].endswith("100 tasks in 11 jobs")
-    slurm_study.wait_for_end(120)
-    assert slurm_study.is_done()
-    assert sum(slurm_study.times_run().values()) == 101
-
-
 def test_nothing_is_asked_that_the_profile_did_not_ask_for(
     slurm_study: SlurmStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
