@@ -23,7 +23,7 @@ from hpc.distributed import Fault, Leader, Place, follow, slurm_place, torch_env
 from hpc.ledger import Ledger
 from hpc.plan import Plan, StagePlan
 from hpc.profile import Profile, SlurmOptions
-from hpc.stage import Context, DistributedStage, Resources
+from hpc.stage import Context, DistributedStage, Resources, Stage
 from hpc.worker import Interrupted, JobRecord, TasksFailed, Worker
 
 # NCCL catches USR1.
@@ -154,7 +154,10 @@ class SlurmJob:
         """
         place = slurm_place(os.environ)
         os.environ.update(torch_environment(place))
-        job = _this_job(self.worker, place.rank)
+        plan, stage_plan, stage = self.worker.load()
+        if place.world != (expected := stage_plan.resources.world):
+            raise ValueError(f"Slurm started {place.world} processes, the plan has {expected}")
+        job = _this_job(plan, stage.name, place.rank)
         print(
             f"===== attempt {job.restart + 1} (restart {job.restart}) of job {job.job} on "
             f"{os.environ.get('SLURMD_NODENAME', '?')}, {time.strftime('%Y-%m-%d %H:%M:%S')} =====",
@@ -163,13 +166,12 @@ class SlurmJob:
         _work_until_the_end()
         if place.rank:
             signal.signal(_STOP, signal.SIG_IGN)  # the first process decides
-            _follow(self.worker, place)
+            _follow(plan, stage_plan, stage, place)
         else:
-            self._lead(place, job)
+            _StopSignal(job.restart, stage_plan).listen()
+            self._lead(plan, place, job)
 
-    def _lead(self, place: Place, job: JobRecord) -> None:
-        plan, stage_plan, _ = self.worker.load()
-        _StopSignal(job.restart, stage_plan).listen()
+    def _lead(self, plan: Plan, place: Place, job: JobRecord) -> None:
         faults = _Faults(Ledger(plan.run), self.worker.stage)
         try:
             with Leader(place, faults.note) as leader:
@@ -184,23 +186,21 @@ class SlurmJob:
             faults.record()
 
 
-def _this_job(worker: Worker, rank: int) -> JobRecord:
+def _this_job(plan: Plan, stage: str, rank: int) -> JobRecord:
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     number = os.environ["SLURM_JOB_ID"]
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else number
-    plan, _, _ = worker.load()
     return JobRecord(
         cluster="slurm",
         job=job,
-        log=str(log_folder(plan, worker.stage) / f"{job}_{rank}_log.out"),
+        log=str(log_folder(plan, stage) / f"{job}_{rank}_log.out"),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )
 
 
-def _follow(worker: Worker, place: Place) -> None:
-    plan, stage_plan, stage = worker.load()
+def _follow(plan: Plan, stage_plan: StagePlan, stage: Stage, place: Place) -> None:
     if not isinstance(stage, DistributedStage):
-        raise TypeError(f"{worker.stage} is the work of one process, this is {place.world}")
+        raise TypeError(f"{stage.name} is the work of one process, this is one of {place.world}")
 
     def act(order: Mapping[str, Any]) -> None:
         task, entry = plan.task(f"{stage.name}/{order['task']}")

@@ -77,13 +77,20 @@ def is_here() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def _scrubbed() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not name.startswith(_NOT_OURS)
+    }
+
+
 @contextmanager
 def scrubbed_environment() -> Iterator[None]:
     """Without the variables of an enclosing job, which sbatch would take for options."""
-    before = dict(os.environ)
-    for name in before:
-        if name.startswith(_NOT_OURS) and name not in _KEPT:
-            del os.environ[name]
+    before, scrubbed = dict(os.environ), _scrubbed()
+    os.environ.clear()
+    os.environ.update(scrubbed)
     try:
         yield
     finally:
@@ -98,10 +105,14 @@ def call(*words: str) -> str:
         SlurmError: it is not there, failed, or does not answer.
     """
     try:
-        with scrubbed_environment():
-            done = subprocess.run(
-                words, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, errors="replace"
-            )
+        done = subprocess.run(
+            words,
+            env=_scrubbed(),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_TO_ANSWER,
+            errors="replace",
+        )
     except FileNotFoundError:
         raise SlurmError(
             f"{words[0]}: not found; is this a node of a Slurm cluster? (hpc.minislurm starts one "

@@ -112,7 +112,12 @@ class Worker:
             "gpus": resources.nodes * resources.gpus,
         }
         runner = _Runner(plan, stage, resources, ran_on, lead)
-        failed = [name for name in names if not runner.run(name)]
+        failed = []
+        for name in names:
+            if not runner.run(name):
+                failed.append(name)
+                if resources.world > 1:
+                    break  # the other processes have ended
         if failed:
             listed = ", ".join(failed[:5]) + (" ..." if len(failed) > 5 else "")
             raise TasksFailed(f"{len(failed)} of {len(names)} {self.stage} tasks failed: {listed}")

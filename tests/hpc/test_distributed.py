@@ -302,7 +302,7 @@ def test_a_stranger_does_not_count(job: int, words: bytes) -> None:
             stranger.sendall(words.replace(b"JOB", f"{job}.0".encode()))
             stranger.shutdown(socket.SHUT_WR)
             assert stranger.recv(100) == b""  # no answer
-        except ConnectionError:
+        except OSError:
             pass
         leader.call({"task": "a"}, timeout=20)
         time.sleep(0.1)
