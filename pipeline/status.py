@@ -95,7 +95,8 @@ class View:
         self.layout = Layout(experiment.run)
         ledger = Ledger(self.layout.run)
         self.trouble = ""
-        assessed = assess(stages_of(experiment), ledger)
+        stages = stages_of(experiment)
+        assessed = assess(stages, ledger)
         queue: Any = {}
         if recorded_jobs(self.layout.run) and any(one.state != DONE for one in assessed.values()):
             try:
@@ -104,6 +105,7 @@ class View:
                 told = str(error).splitlines()[-1]
                 self.trouble = f"Slurm can't be asked, so nothing is shown as queued: {told}"
                 queue = None
+            assessed = assess(stages, ledger)  # what ended meanwhile is in no queue
         self.stages: list[StageStatus] = survey(assessed, ledger, NAMES, queue, self.now)
 
     @property

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from hpc import slurm
 from hpc.minislurm import Cluster
+from hpc.profile import Container
 from hpc.submission import RunIsBusy
 from tests.slurm.conftest import SlurmStudy, outputs
 
@@ -158,3 +162,27 @@ def test_a_stage_that_slurm_refuses_is_named(slurm_study: SlurmStudy) -> None:
     slurm_study.to_slurm()
     slurm_study.wait_for_end()
     assert slurm_study.is_done()
+
+
+_FAKE_APPTAINER = """#!/bin/bash
+# A fake: no container runtime can be had here. It says what it was told and runs the command as is.
+echo "fake apptainer: $1 $2 $3 $4"
+exec "${@:5}"
+"""
+
+
+def test_jobs_run_in_a_container(
+    slurm_study: SlurmStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "bin" / "apptainer"
+    fake.parent.mkdir()
+    fake.write_text(_FAKE_APPTAINER)
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    image = Container(runtime="apptainer", image="/images/it's.sif", arguments=("--bind", "/data"))
+    slurm_study.settings = {"container": image, "python": sys.executable}
+    jobs = slurm_study.to_slurm()
+    slurm_study.wait_for_end()
+    assert slurm_study.is_done()
+    log = next((slurm_study.run / "logs/write").rglob(f"{jobs['write']}_0_0_log.out"))
+    assert "fake apptainer: exec --bind /data /images/it's.sif" in log.read_text()
