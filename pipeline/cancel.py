@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.command_line import study_parser
 from pipeline.stages import NAMES
 
 _EPILOG = """\
@@ -24,16 +25,11 @@ cancelled ones are cancelled by Slurm as well.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="simgap cancel",
-        description="End the jobs of a study: those in Slurm's queue, and a submission that works "
-        "on this machine.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("study", help="experiment YAML, name of a shipped one, or a run's folder")
-    made.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="as given to submit"
+    made = study_parser(
+        "cancel",
+        "End the jobs of a study: those in Slurm's queue, and a submission that works on this "
+        "machine.",
+        _EPILOG,
     )
     made.add_argument(
         "--stage",

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.command_line import study_parser
 from pipeline.stages import NAMES
 from pipeline.submit import CLUSTERS
 
@@ -34,20 +35,12 @@ FAULT. Nothing is submitted and nothing is changed.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="simgap doctor",
-        description="Check whether a study can run here: packages, the experiment and its data, "
-        "the profile, and Slurm.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument(
-        "experiment",
+    made = study_parser(
+        "doctor",
+        "Check whether a study can run here: packages, the experiment and its data, the profile, "
+        "and Slurm.",
+        _EPILOG,
         nargs="?",
-        help="experiment YAML, name of a shipped one, or a run's folder",
-    )
-    made.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="as given to submit"
     )
     made.add_argument(
         "--profile",
@@ -69,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     made = parser()
     arguments = made.parse_intermixed_args(argv)
-    if arguments.verify and arguments.experiment is None:
+    if arguments.verify and arguments.study is None:
         made.error("--verify needs an experiment: which run is meant?")
     from hpc.doctor import FAULT, WARNING
     from hpc.status import count
@@ -89,7 +82,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 
     yield from check_installation()
     experiment = None
-    if arguments.experiment is not None:
+    if arguments.study is not None:
         experiment, found = _load(arguments)
         yield found
     if experiment is not None:
@@ -107,7 +100,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Finding]:
     from pipeline.study import load_study
 
     try:
-        experiment = load_study(arguments.experiment, arguments.overrides)
+        experiment = load_study(arguments.study, arguments.overrides)
     except (ExperimentError, OSError) as error:
         do = "mend the file; docs/experiment.md explains every key"
         return None, Finding(verdict=FAULT, about="experiment", says=str(error), do=do)

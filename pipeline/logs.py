@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.command_line import study_parser
 from pipeline.stages import NAMES
 
 if TYPE_CHECKING:
@@ -41,16 +42,11 @@ _TASKS_IN_COMMAND = 12
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="simgap logs",
-        description="Show what failed in a study, grouped by cause: what to do about it, the tasks "
-        "and shards it hit, the last lines, the log, and the command that runs just them again.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("study", help="experiment YAML, name of a shipped one, or a run's folder")
-    made.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="as given to submit"
+    made = study_parser(
+        "logs",
+        "Show what failed in a study, grouped by cause: what to do about it, the tasks and shards "
+        "it hit, the last lines, the log, and the command that runs just them again.",
+        _EPILOG,
     )
     made.add_argument("--stage", choices=NAMES, metavar="STAGE", help="only failures of this stage")
     made.add_argument("--task", metavar="STAGE/TASK", help="one task: all its attempts and lines")

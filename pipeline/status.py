@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.command_line import study_parser
 from pipeline.stages import NAMES
 
 if TYPE_CHECKING:
@@ -34,16 +35,11 @@ settings or inputs; missing otherwise. `simgap logs` tells why tasks failed.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="simgap status",
-        description="Show a study stage by stage: done, running, queued, failed, stale, missing; "
-        "rate, time left, GPU-hours; why jobs wait.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("study", help="experiment YAML, name of a shipped one, or a run's folder")
-    made.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="as given to submit"
+    made = study_parser(
+        "status",
+        "Show a study stage by stage: done, running, queued, failed, stale, missing; rate, time "
+        "left, GPU-hours; why jobs wait.",
+        _EPILOG,
     )
     made.add_argument("--watch", action="store_true", help="show it again and again until the end")
     made.add_argument("--json", action="store_true", help="for programs")

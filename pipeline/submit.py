@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc.status import count
+from pipeline.command_line import study_parser
 from pipeline.console import Log
 from pipeline.layout import Layout
 from pipeline.stages import NAMES
@@ -51,16 +52,12 @@ a marker for each finished task, logs/ with the output of every job.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="simgap submit",
-        description="Run a study: embed, thresholds, similarities, masks, subsets, training, "
-        "evaluation, report. Runs whatever is missing or stale, and nothing else.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("experiment", help="experiment YAML, or the name of a shipped one (mini)")
-    made.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="change a setting; YAML values"
+    made = study_parser(
+        "submit",
+        "Run a study: embed, thresholds, similarities, masks, subsets, training, evaluation, "
+        "report. Runs whatever is missing or stale, and nothing else.",
+        _EPILOG,
+        positional="experiment",
     )
     made.add_argument(
         "--profile",
