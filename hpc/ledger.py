@@ -156,9 +156,11 @@ class Ledger:
     def attempt(self, stage: str, task: str) -> dict[str, Any] | None:
         """The latest attempt that has not finished, if there is one that can be read."""
         try:
-            return dict(read_json(self.attempt_path(stage, task)))
+            record = read_json(self.attempt_path(stage, task))
         except (FileNotFoundError, ValueError):
             return None
+        whole = isinstance(record, dict) and {"state", "digest", "started"} <= record.keys()
+        return record if whole else None
 
     def write_attempt(self, stage: str, task: str, record: Mapping[str, Any]) -> None:
         """Describe an attempt: state (running or failed), digest, progress, error, log."""

@@ -13,6 +13,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -84,7 +84,6 @@ class Pool(Section):
     """Shards that share an embeddings file; one file is one task."""
     max_bad_fraction: Fraction = 0.1
     """A task fails if more than this share of its samples can't be used."""
-    _paths: list[Path] | None = PrivateAttr(None)
 
     @property
     def paths(self) -> list[Path]:
@@ -94,11 +93,17 @@ class Pool(Section):
             FileNotFoundError: a pattern matches nothing.
             ValueError: the braces of a pattern are not balanced.
         """
-        if self._paths is None:
-            from pipeline.data.tars import expand_shards
+        from pipeline.data.tars import expand_shards
 
-            self._paths = expand_shards(self.shards)
-        return self._paths
+        patterns = str(self.shards)
+        if patterns not in self.listings:
+            self.listings[patterns] = expand_shards(self.shards)
+        return self.listings[patterns]
+
+    @cached_property
+    def listings(self) -> dict[str, list[Path]]:
+        """What was found, by patterns; a copy of a pool may have other patterns."""
+        return {}
 
 
 class ImageSet(Section):

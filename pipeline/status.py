@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from hpc.status import StageStatus
 
+_FAILURES_SHOWN = 5
 _EPILOG = """\
 examples:
   simgap status experiments/mini.yaml
@@ -119,11 +121,18 @@ class View:
         from rich.console import Group
         from rich.text import Text
 
-        failures = {s.stage: len(s.failed) for s in self.stages if s.failed}
+        from hpc.status import count
+
         lines = [Text(f"{stage}: {words}") for stage, words in self._waits()]
+        failures = [
+            f"{stage.stage} {task}: {attempt.get('error', 'its job ended without a word')}"
+            for stage in self.stages
+            for task, attempt in stage.failed.items()
+        ]
+        lines += [Text(line.partition("\n")[0], style="red") for line in failures[:_FAILURES_SHOWN]]
         if failures:
-            told = ", ".join(f"{number} in {stage}" for stage, number in failures.items())
-            lines.append(Text(f"failed: {told}; simgap logs {self.layout.run}", style="red"))
+            told = f"{count(len(failures), 'task')} failed; to see why, and how to run just those:"
+            lines.append(Text(f"{told} simgap logs {shlex.quote(str(self.layout.run))}"))
         if self.trouble:
             lines.append(Text(self.trouble, style="yellow"))
         if self.layout.report.exists():
