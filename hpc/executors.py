@@ -231,9 +231,7 @@ def _wait(job: Any, seconds: float = 10) -> None:
         time.sleep(0.1)
 
 
-def submit_slurm(
-    plan: Plan, stage: StagePlan, profile: Profile, waits_for: Sequence[str]
-) -> tuple[str, Path]:
+def submit_slurm(plan: Plan, stage: StagePlan, profile: Profile, waits_for: Sequence[str]) -> str:
     """Submit the jobs of one stage, as an array if there are several.
 
     Args:
@@ -243,7 +241,7 @@ def submit_slurm(
         waits_for: ids of jobs that have to end well before these may start.
 
     Returns:
-        The job's id, and the script that was given to sbatch.
+        The job's id.
 
     Raises:
         SlurmError: sbatch refused; the message carries its own words.
@@ -266,5 +264,9 @@ def submit_slurm(
         with slurm.scrubbed_environment(), executor.batch():
             jobs = [executor.submit(SlurmJob(worker)) for worker in workers]
     except submitit.core.utils.FailedJobError as error:
-        raise slurm.SlurmError(f"{stage.stage}: sbatch refused: {error}") from error
-    return jobs[0].job_id.partition("_")[0], jobs[0].paths.submission_file
+        told = dict.fromkeys(line for line in str(error).splitlines() if "sbatch" in line)
+        raise slurm.SlurmError(
+            f"{stage.stage}: sbatch refused: {'; '.join(told) or error}; `simgap doctor` with this "
+            "profile may tell why"
+        ) from error
+    return str(jobs[0].job_id.partition("_")[0])

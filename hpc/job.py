@@ -163,16 +163,15 @@ class SlurmJob:
             f"{os.environ.get('SLURMD_NODENAME', '?')}, {time.strftime('%Y-%m-%d %H:%M:%S')} =====",
             flush=True,
         )
-        _work_until_the_end()
         if place.rank:
-            signal.signal(_STOP, signal.SIG_IGN)  # the first process decides
             _follow(plan, stage_plan, stage, place)
         else:
-            _StopSignal(job.restart, stage_plan).listen()
-            self._lead(plan, place, job)
+            self._lead(plan, stage_plan, place, job)
 
-    def _lead(self, plan: Plan, place: Place, job: JobRecord) -> None:
-        faults = _Faults(Ledger(plan.run), self.worker.stage)
+    def _lead(self, plan: Plan, stage_plan: StagePlan, place: Place, job: JobRecord) -> None:
+        signals = _Signals(job.restart, stage_plan)
+        signals.listen()
+        faults = _Faults(Ledger(plan.run), self.worker.stage, signals.told)
         try:
             with Leader(place, faults.note) as leader:
                 try:
@@ -202,6 +201,9 @@ def _follow(plan: Plan, stage_plan: StagePlan, stage: Stage, place: Place) -> No
     if not isinstance(stage, DistributedStage):
         raise TypeError(f"{stage.name} is the work of one process, this is one of {place.world}")
 
+    told = threading.Event()
+    _leave_it_to_the_first(told)
+
     def act(order: Mapping[str, Any]) -> None:
         task, entry = plan.task(f"{stage.name}/{order['task']}")
         context = Context(
@@ -210,7 +212,12 @@ def _follow(plan: Plan, stage_plan: StagePlan, stage: Stage, place: Place) -> No
             resources=stage_plan.resources,
             progress=lambda done, total, unit: None,
         )
-        stage.follow(task, context)
+        try:
+            stage.follow(task, context)
+        except Exception:
+            if told.is_set():  # no fault of its own: Slurm ends this process in a moment
+                time.sleep(_SECONDS_TO_NOTICE)
+            raise
 
     follow(place, act)
 
@@ -218,8 +225,9 @@ def _follow(plan: Plan, stage_plan: StagePlan, stage: Stage, place: Place) -> No
 class _Faults:
     """What went wrong in the job's other processes: the cause of what this one runs into."""
 
-    def __init__(self, ledger: Ledger, stage: str) -> None:
+    def __init__(self, ledger: Ledger, stage: str, told: threading.Event) -> None:
         self._ledger, self._stage = ledger, stage
+        self._told_to_stop = told
         self._task = ""
         self._found: dict[str, Fault] = {}
         self._cause = threading.Event()
@@ -240,6 +248,8 @@ class _Faults:
     def note(self, fault: Fault) -> None:
         """Record a fault at once, and end this process if it hangs in a collective operation."""
         print(f"rank {fault['rank']} on {fault['host']}: {fault['error']}", flush=True)
+        if self._told_to_stop.is_set():
+            return
         # A process that was killed is the cause of what the others report.
         if self._task not in self._found or not fault["traceback"]:
             self._found[self._task] = fault
@@ -264,26 +274,55 @@ class _Faults:
                 self._ledger.write_attempt(self._stage, task, {**attempt, **failure})
 
 
-class _StopSignal:
-    """Puts the job back into the queue when it is told to stop, as often as it may."""
+class _Signals:
+    """What the job's first process does when Slurm tells it to stop.
+
+    USR2 comes some time before the time limit, or before other jobs get the nodes. SIGTERM comes
+    when Slurm ends the job, or as a warning before it is preempted. A job that ended by itself on a
+    warning would count as failed, and all that waits for it would be cancelled: so it goes back
+    into the queue.
+    """
 
     def __init__(self, restart: int, plan: StagePlan) -> None:
         self._restart, self._plan = restart, plan
         self._process = os.getpid()
+        self.told = threading.Event()
+        """Set when the job was told to stop: what fails from then on is no failure of its task."""
 
     def listen(self) -> None:
-        """Take over the signal that Slurm sends some time before it ends a job."""
+        """Take over the signals."""
         signal.signal(_STOP, self._stop)
+        signal.signal(signal.SIGTERM, self._terminate)
 
     def _stop(self, number: int, frame: object) -> None:
+        if os.getpid() == self._process:  # not in a forked child
+            self._begin()
+            self._requeue(_shown())
+
+    def _terminate(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:
-            return  # a forked child: the job's first process decides
-        signal.signal(_STOP, signal.SIG_IGN)
-        told = f"told to stop: {_reason_to_stop(self._plan.signal_seconds)}"
+            _end_child(number)
+        self._begin()
+        shown = _shown()
+        if not shown:
+            os.write(1, b"SIGTERM: the job is about to be ended; working on until then\n")
+        elif shown["JobState"] == "RUNNING":
+            self._requeue(shown)
+        else:
+            raise Interrupted("ended by Slurm", comes_back=True)
+
+    def _begin(self) -> None:
+        for number in (_STOP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        # The whole job was told: data loaders die, and torch would raise that right here.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.told.set()
+
+    def _requeue(self, shown: Mapping[str, str]) -> None:
+        told = f"told to stop: {self._reason(shown)}"
         if self._restart >= self._plan.max_requeues:
-            words = (
-                f"{told}; requeued {self._restart} times before, as often as max_requeues allows"
-            )
+            limit = f"max_requeues is {self._plan.max_requeues}"
+            words = f"{told}; it was requeued {self._restart} times before, and {limit}"
             raise Interrupted(words, comes_back=False)
         try:
             slurm.requeue(os.environ["SLURM_JOB_ID"])
@@ -291,34 +330,43 @@ class _StopSignal:
             raise Interrupted(f"{told}; it can't be requeued: {error}", comes_back=False) from error
         raise Interrupted(f"{told}; it is in the queue again", comes_back=True)
 
+    def _reason(self, shown: Mapping[str, str]) -> str:
+        """Slurm has one signal for two reasons."""
+        try:
+            end = time.mktime(time.strptime(shown["EndTime"], "%Y-%m-%dT%H:%M:%S"))
+        except (KeyError, ValueError):
+            return "its time limit is near, or other jobs need its nodes"
+        # A preempted job's end is near as well, but Slurm says so.
+        preempted = shown.get("PreemptTime", "None") not in ("None", "Unknown")
+        near = end - time.time() < self._plan.signal_seconds + 90  # it may come a minute early
+        return "other jobs need its nodes" if preempted or not near else "its time limit is near"
 
-def _reason_to_stop(signal_seconds: int) -> str:
-    """Slurm sends one signal for two reasons."""
-    with suppress(slurm.SlurmError, ValueError, KeyError):
-        shown = slurm.fields_of(
-            slurm.call("scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"])
-        )
-        left = time.mktime(time.strptime(shown["EndTime"], "%Y-%m-%dT%H:%M:%S")) - time.time()
-        most = signal_seconds + 90  # Slurm may send it a minute early
-        return "its time limit is near" if left < most else "other jobs need its nodes"
-    return "its time limit is near, or other jobs need its nodes"
+
+def _shown() -> dict[str, str]:
+    """What Slurm says of this job; nothing if it can't be asked."""
+    words = ("scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"])
+    with suppress(slurm.SlurmError):
+        return slurm.fields_of(slurm.call(*words))
+    return {}
 
 
-def _work_until_the_end() -> None:
-    """Go on after SIGTERM: a job that is preempted may have minutes left, and comes back by itself.
-
-    One that ended on SIGTERM would count as failed, and everything after it would be cancelled.
-    """
+def _leave_it_to_the_first(told: threading.Event) -> None:
+    """The signals of the job's other processes: the first one decides what happens."""
     process = os.getpid()
 
-    def go_on(number: int, frame: object) -> None:
-        if os.getpid() == process:
-            os.write(1, b"SIGTERM: the job is about to be ended; working on until then\n")
-        else:  # a forked child, which its parent wants to end
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+    def note(number: int, frame: object) -> None:
+        if os.getpid() != process and number == signal.SIGTERM:
+            _end_child(number)
+        told.set()
 
-    signal.signal(signal.SIGTERM, go_on)
+    for number in (_STOP, signal.SIGTERM):
+        signal.signal(number, note)
+
+
+def _end_child(number: int) -> None:
+    """A forked child that its parent wants to end: do as if there were no handler."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

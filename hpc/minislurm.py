@@ -135,15 +135,22 @@ class Cluster:
     def up(self) -> None:
         """Start the cluster, its queue empty, and wait until every node takes jobs.
 
+        Of a cluster that runs already, daemons that died are started again, and the queue is kept.
+
         Raises:
-            MinislurmError: a program is missing, a cluster is there already, or a daemon failed;
-                the message carries the last lines of its log.
+            MinislurmError: a program is missing, a whole cluster is there already, or a daemon
+                failed; the message carries the last lines of its log.
         """
         if packages := missing_packages(self.settings.accounting):
             raise MinislurmError(f"missing programs; on Debian: apt-get install {_words(packages)}")
         if self._state_path.exists():
-            if any(self.running().values()):
+            alive = self.running()
+            if alive and all(alive.values()):
                 raise MinislurmError(f"{self.folder}: a cluster runs there; end it by `down` first")
+            if any(alive.values()):
+                self.start(*(name for name, is_up in alive.items() if not is_up))
+                self._wait_for("slurmctld", lambda: self._works("squeue"))
+                return
             self.down()  # what a cluster left that was not ended, but killed
         self._prepare_folder()
         try:

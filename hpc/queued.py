@@ -29,7 +29,7 @@ class RunQueue:
 
     jobs: list[slurm.Job]
     tasks: dict[str, QueuedTask]
-    """By `stage/task`."""
+    """By `stage/task`, without those that have failed in a job that goes on with others."""
     arrays: dict[str, set[str]]
     """By array id: every task that its submission gave it, also those that left the queue."""
 
@@ -104,6 +104,11 @@ def _add(queue: RunQueue, job: slurm.Job, plan: Plan, stage: str) -> None:
             continue  # the job goes on with its other tasks
         name = f"{stage}/{task}"
         queue.tasks[name] = QueuedTask(job=job, digest=plan.tasks[name]["digest"])
+
+
+def stage_of(job: slurm.Job) -> str:
+    """The stage that a job of a run works on."""
+    return job.comment.split(" ")[2]
 
 
 def queued(run: Path) -> Mapping[str, QueuedTask]:

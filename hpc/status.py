@@ -31,6 +31,7 @@ _REASONS = {
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition takes no jobs to its nodes",
     "ReqNodeNotAvail": "nodes that it needs are down or reserved",
+    "PartitionConfig": "the partition can't give what it asks for; ask `simgap doctor`",
     "BadConstraints": "no node fits: constraint, cpus, memory_gb and gpus in the profile",
     "InvalidAccount": "the account is not valid: account in the profile",
     "InvalidQOS": "the QOS is not valid: qos in the profile",
@@ -171,14 +172,15 @@ def _is_at_work(item: Assessment, attempt: Mapping[str, Any], job: Any, ledger: 
 
 
 def _count_hours(status: StageStatus, attempt: Mapping[str, Any], now: float) -> None:
-    """Add an attempt, and those before it; of a lost one only what its progress tells."""
-    last = now if attempt.get("state") == "running" else attempt.get("started", 0)
-    seconds = attempt.get("seconds", attempt.get("ended", last) - attempt.get("started", 0))
-    for before in attempt.get("earlier", ()):
-        seconds += max(0.0, before.get("ended", before["started"]) - before["started"])
+    """Add an attempt, and those before it; of one that was cut off nobody knows when it ended."""
+    ended = now if attempt.get("state") == "running" else attempt.get("started", 0)
+    seconds = attempt.get("seconds", attempt.get("ended", ended) - attempt.get("started", 0))
     for kind in status.seconds:
         status.each[kind] = attempt.get(kind, 0)
         status.seconds[kind] += seconds * attempt.get(kind, 0)
+        for before in attempt.get("earlier", ()):
+            earlier = before.get("ended", before["started"]) - before["started"]
+            status.seconds[kind] += earlier * before.get(kind, 0)
 
 
 def _waits(queue: Mapping[str, QueuedTask]) -> dict[str, Counter[tuple[str, str]]]:

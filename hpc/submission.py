@@ -5,18 +5,19 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from hpc import slurm
 from hpc.plan import DONE, Assessment, Plan, StagePlan, pack
 from hpc.profile import Profile
-from hpc.queued import RunQueue, record_jobs, recorded_jobs, settled_queue
+from hpc.queued import RunQueue, record_jobs, recorded_jobs, run_queue, settled_queue
 from hpc.stage import DistributedStage, Stage
 from hpc.status import count
 
@@ -120,12 +121,24 @@ def queue_for(run: Path, cluster: str) -> RunQueue:
     return queue
 
 
+def queued_tasks(run: Path) -> int:
+    """How many tasks of a run are in the queue; none if Slurm can't be asked."""
+    with suppress(slurm.SlurmError):
+        if recorded_jobs(run):
+            return len(run_queue(run).tasks)
+    return 0
+
+
 def to_run(
-    assessed: Mapping[str, Assessment], queue: RunQueue, patterns: Sequence[str] = ()
+    run: Path,
+    assessed: Mapping[str, Assessment],
+    queue: RunQueue,
+    patterns: Sequence[str] = (),
 ) -> dict[str, Assessment]:
     """The tasks that have to run and are not in the queue yet.
 
     Args:
+        run: its folder.
         assessed: every task.
         queue: the run's jobs.
         patterns: only tasks that fit one of these, if there are any; `*` matches anything.
@@ -136,7 +149,7 @@ def to_run(
         RunIsBusy: jobs in the queue make a task from other settings than today's.
     """
     undone = {name: item for name, item in assessed.items() if item.state != DONE}
-    _refuse_outdated(undone, queue)
+    _refuse_outdated(run, undone, queue)
     todo = {name: item for name, item in undone.items() if name not in queue.tasks}
     if not patterns:
         return todo
@@ -152,20 +165,23 @@ def to_run(
     return chosen
 
 
-def _refuse_outdated(undone: Mapping[str, Assessment], queue: RunQueue) -> None:
+def _refuse_outdated(run: Path, undone: Mapping[str, Assessment], queue: RunQueue) -> None:
     others = [n for n, one in queue.tasks.items() if n in undone and one.digest != undone[n].digest]
     if others:
         jobs = ", ".join(dict.fromkeys(queue.tasks[name].job.array for name in others))
         stages = dict.fromkeys(name.partition("/")[0] for name in others)
+        options = [word for stage in stages for word in ("--stage", stage)]
         raise RunIsBusy(
             f"{len(others)} queued tasks, such as {others[0]}, are made from other settings or "
             f"inputs than today's (jobs {jobs}). Wait for them, or end them by "
-            f"`simgap cancel STUDY {' '.join(f'--stage {stage}' for stage in stages)}`"
+            f"`{shlex.join(['simgap', 'cancel', str(run), *options])}`"
         )
 
 
-def cancel_doomed(run: Path, assessed: Mapping[str, Assessment], queue: RunQueue) -> list[str]:
+def cancel_doomed(assessed: Mapping[str, Assessment], queue: RunQueue) -> list[str]:
     """Cancel queued jobs that will never start; their tasks can be submitted anew.
+
+    To be called when `to_run` has found that all queued tasks are still wanted.
 
     Returns:
         Their ids; the queue has to be asked again if there are any.
@@ -244,7 +260,7 @@ def submit_stages(
     jobs: dict[str, str] = {}
     for stage in plan.stages:
         after = waits_for(plan, stage, jobs, queue)
-        jobs[stage.stage], _ = submit_slurm(plan, stage, profile, after)
+        jobs[stage.stage] = submit_slurm(plan, stage, profile, after)
         record_jobs(plan.run, plan.submission, jobs)
         say(_line(stage, jobs[stage.stage], after))
     return jobs

@@ -21,6 +21,9 @@ from hpc.plan import Plan, StagePlan, load_plan
 from hpc.stage import Context, OutputError, Resources, Stage, Task
 
 _ATTEMPTS_KEPT = 20
+_TOLD_OF_EARLIER = (
+    "state", "job", "restart", "host", "cpus", "gpus", "started", "ended", "error", "log",
+)  # fmt: skip
 
 
 class TasksFailed(Exception):
@@ -186,8 +189,9 @@ class _Runner:
         before = self.ledger.attempt(self.stage.name, name)
         earlier = []
         if before and before.get("digest") == digest:
-            told = ("state", "job", "restart", "host", "started", "ended", "error", "log")
-            summary = {key: before[key] for key in told if key in before}
+            summary = {key: before[key] for key in _TOLD_OF_EARLIER if key in before}
+            if summary["state"] == "running":
+                summary["state"] = "cut off"  # or it would have said how it ended
             earlier = [*before.get("earlier", []), summary][-_ATTEMPTS_KEPT:]
         return {**self.ran_on, "digest": digest, "started": time.time(), "earlier": earlier}
 

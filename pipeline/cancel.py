@@ -58,17 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _cancel(run: Path, stages: Sequence[str]) -> int:
     from hpc import slurm
-    from hpc.queued import recorded_jobs, run_queue
+    from hpc.queued import recorded_jobs, run_queue, stage_of
     from hpc.submission import end_local
 
     if stages is NAMES and (ended := end_local(run)):
         print(f"{ended}: told to end its jobs and itself")
         return 0
-    found: dict[str, list[str]] = {}
-    for name, task in run_queue(run).tasks.items() if recorded_jobs(run) else ():
-        stage = name.partition("/")[0]
-        if stage in stages and task.job.array not in found.setdefault(stage, []):
-            found[stage].append(task.job.array)
+    found: dict[str, dict[str, None]] = {stage: {} for stage in stages}
+    if recorded_jobs(run) or slurm.is_here():
+        for job in run_queue(run).jobs:
+            if stage_of(job) in found:
+                found[stage_of(job)][job.array] = None
     if not any(found.values()):
         print(f"{run}: nothing to cancel")
         return 0

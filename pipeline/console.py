@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -26,8 +27,11 @@ class Log:
 
     def say(self, line: str) -> None:
         """Print a line and keep it."""
-        print(line, flush=True)
         self.keep(line)
+        try:
+            print(line, flush=True)
+        except BrokenPipeError:  # `| head`: who looks is gone, the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def keep(self, line: str) -> None:
         """Append a line to the file only."""

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc.status import count
 from pipeline.command_line import study_parser
 from pipeline.stages import NAMES
 
@@ -171,8 +172,8 @@ class View:
         chosen = [one for one in self.triage.failures if stage in (None, one.stage)]
         groups = group(chosen)
         if groups:
-            tasks = _count(len(chosen), "task")
-            yield f"{self.run}: {tasks} failed, for {_count(len(groups), 'reason')}"
+            tasks = count(len(chosen), "task")
+            yield f"{self.run}: {tasks} failed, for {count(len(groups), 'reason')}"
         for one in groups:
             yield ""
             yield from self._group(one, lines)
@@ -180,7 +181,7 @@ class View:
         yield from [""] if waiting and groups else []
         for wait in waiting:
             verb = "waits" if wait.tasks == 1 else "wait"
-            yield f"{wait.stage}: {_count(wait.tasks, 'task')} {verb} for {', '.join(wait.on)}"
+            yield f"{wait.stage}: {count(wait.tasks, 'task')} {verb} for {', '.join(wait.on)}"
         if not groups:
             yield f"{self.run}: no failures; {self._counts(stage)}"
 
@@ -190,14 +191,15 @@ class View:
         running = len(self.triage.running.intersection(names))
         queued = len(self.triage.active.intersection(names)) - running
         rest = len(names) - done - running - queued
-        told = [f"{_count(done, 'task')} done"]
+        told = [f"{count(done, 'task')} done"]
         told += [f"{running:,} running"] if running else []
         told += [f"{queued:,} queued"] if queued else []
-        return ", ".join(told + ([f"{rest:,} not submitted"] if rest else []))
+        words = "not done, queued or not" if self.trouble else "not submitted"
+        return ", ".join(told + ([f"{rest:,} {words}"] if rest else []))
 
     def _group(self, group: Group, lines: int) -> Iterator[str]:
         example = group.failures[0]
-        stages = [f"{_count(n, 'task')} of {stage}" for stage, n in group.stages.items()]
+        stages = [f"{count(n, 'task')} of {stage}" for stage, n in group.stages.items()]
         yield _paint(group.cause.title, "red")
         yield f"    hit: {', '.join(stages)}: {self._named(group.failures)}"
         if group.cause.advice:
@@ -338,16 +340,21 @@ def _times(record: Mapping[str, Any]) -> str:
 
 # the command
 
-_NOT_AGAIN = {"--task": 1, "--until": 1, "--dry-run": 0, "--verify": 0}
+_NOT_AGAIN = {"--sbatch": 1, "--task": 1, "--until": 1, "--dry-run": 0, "--verify": 0}
 """Options of the earlier command that the next one does without, and how many words they take."""
 
 
 def rerun_command(run: Path, failures: Sequence[Failure]) -> str:
     """The command that runs just these tasks again; empty if no submission is known."""
     from hpc.plan import load_plan
+    from hpc.queued import plan_path
 
     plans = sorted((run / "plans").glob("*.json"))
-    command = load_plan(plans[-1]).submitted.get("command") if plans else None
+    # Slurm's logs lie in a folder of their submission; local ones don't, and the latest counts.
+    log = failures[0].log
+    own = plan_path(run, log.parent.name) if log else None
+    path = own if own and own.is_file() else plans[-1] if plans else None
+    command = load_plan(path).submitted.get("command") if path else None
     if not command:
         return ""
     words = list(_kept(shlex.split(str(command))))
@@ -381,10 +388,6 @@ def _paint(text: str, colour: str) -> str:
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 if __name__ == "__main__":

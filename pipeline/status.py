@@ -10,7 +10,9 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.command_line import study_parser
@@ -143,25 +145,44 @@ class View:
         from rich import box
         from rich.table import Table
 
+        hours = "GPU-hours" if self.kind == "gpus" else "core-hours"
+        headings = (
+            "done",
+            "running",
+            "queued",
+            "failed",
+            "stale",
+            "missing",
+            "rate",
+            "left",
+            hours,
+        )
+        rows = [self._row(one) for one in self.stages]
+        shown = [at for at in range(len(headings)) if any(row[at] for row in rows)]
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=str(self.layout.run),
+            title_justify="left",
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("stage", no_wrap=True)
+        for at in shown:
+            table.add_column(headings[at], justify="right", overflow="fold")
+        for one, row in zip(self.stages, rows, strict=True):
+            table.add_row(one.stage, *(row[at] for at in shown))
+        return table
+
+    def _row(self, one: StageStatus) -> list[str]:
         from hpc.status import clock
 
-        table = Table(box=box.SIMPLE_HEAD, title=str(self.layout.run), title_justify="left")
-        table.add_column("stage")
-        hours = "GPU-hours" if self.kind == "gpus" else "core-hours"
-        columns = ("done", "running", "queued", "failed", "stale", "missing", "rate", "left", hours)
-        for heading in columns:
-            table.add_column(heading, justify="right")
-        for one in self.stages:
-            numbers = (len(one.running), one.queued, len(one.failed), one.stale, one.missing)
-            table.add_row(
-                one.stage,
-                f"{one.done}/{one.total}",
-                *(str(number) if number else "" for number in numbers),
-                one.rate(self.now),
-                clock(one.seconds_left(self.now)) if one.running else "",
-                self._hours(one),
-            )
-        return table
+        numbers = (len(one.running), one.queued, len(one.failed), one.stale, one.missing)
+        return [
+            f"{one.done}/{one.total}",
+            *(str(number) if number else "" for number in numbers),
+            one.rate(self.now),
+            clock(one.seconds_left(self.now)) if one.running else "",
+            self._hours(one),
+        ]
 
     def _hours(self, stage: StageStatus) -> str:
         """Used, and expected in all where that is more."""
@@ -222,16 +243,23 @@ def _as_values(view: View) -> dict[str, Any]:
 
 
 def _watch(experiment: Any) -> None:
-    """Show the study until nothing runs or is queued."""
+    """Show the study until nothing runs or is queued: in place on a terminal, else one by one."""
     from rich.live import Live
 
-    view = View(experiment)
-    with Live(view.shown(), console=_console(), auto_refresh=False) as live:
-        while view.is_active:
-            # Looking must not be most of the work: at a large study it takes seconds.
-            time.sleep(max(2.0, 5 * (time.time() - view.now)))
+    console = _console()
+    live = Live(console=console, auto_refresh=False)
+    show: Callable[..., None] = (
+        partial(live.update, refresh=True) if console.is_terminal else console.print
+    )
+    pause = 2 if console.is_terminal else 30
+    with live if console.is_terminal else nullcontext():
+        while True:
             view = View(experiment)
-            live.update(view.shown(), refresh=True)
+            show(view.shown())
+            if not view.is_active:
+                return
+            # Looking must not be most of the work: at a large study it takes seconds.
+            time.sleep(max(pause, 5 * (time.time() - view.now)))
 
 
 if __name__ == "__main__":

@@ -131,7 +131,15 @@ def _submit(arguments: argparse.Namespace) -> int:
     from hpc.ledger import Ledger
     from hpc.plan import DONE, assess
     from hpc.profile import load_profile
-    from hpc.submission import alone, cancel_doomed, check_processes, queue_for, to_run
+    from hpc.submission import (
+        RunIsBusy,
+        alone,
+        cancel_doomed,
+        check_processes,
+        queue_for,
+        queued_tasks,
+        to_run,
+    )
     from pipeline.experiment import load_experiment
     from pipeline.layout import find
     from pipeline.stages import stages_of
@@ -139,7 +147,9 @@ def _submit(arguments: argparse.Namespace) -> int:
     path = find("experiments", arguments.experiment)
     experiment = load_experiment(path, arguments.overrides)
     profile = load_profile(find("slurm_templates", arguments.profile), NAMES)
-    cluster = "slurm" if arguments.sbatch else arguments.cluster or profile.cluster
+    cluster = arguments.cluster or ("slurm" if arguments.sbatch else profile.cluster)
+    if arguments.sbatch and cluster != "slurm":
+        raise ValueError(f"--sbatch writes scripts for Slurm, not for --cluster {cluster}")
     until = arguments.until or NAMES[-1]
     if arguments.split:
         experiment = _only(experiment, arguments.split)
@@ -149,23 +159,27 @@ def _submit(arguments: argparse.Namespace) -> int:
     layout = Layout(experiment.run)
     ledger = Ledger(layout.run)
     if arguments.dry_run:
-        assessed = assess(stages, ledger, thorough=arguments.verify)
-        _explain(assessed, layout)
+        queued = queued_tasks(layout.run)
+        _explain(assess(stages, ledger, thorough=arguments.verify), queued, layout)
         return 0
     log = Log(layout.log)
     with alone(layout.run, patience=60 if cluster == "slurm" else 0):
         queue = queue_for(layout.run, cluster)
+        if arguments.sbatch and queue.jobs:
+            raise RunIsBusy(f"{layout.run} has jobs in the queue, and scripts can't wait for them")
         assessed = assess(stages, ledger, thorough=arguments.verify)
-        if doomed := cancel_doomed(layout.run, assessed, queue):
+        patterns = arguments.task or ()
+        todo = to_run(layout.run, assessed, queue, patterns)
+        if not patterns and (doomed := cancel_doomed(assessed, queue)):
             log.say(f"{count(len(doomed), 'job')} waited for failed ones and will be replaced")
             queue = queue_for(layout.run, cluster)
-        todo = to_run(assessed, queue, arguments.task or ())
+            todo = to_run(layout.run, assessed, queue)
         if not todo:
-            _nothing_to_run(assessed, layout, until)
+            _nothing_to_run(assessed, queue, layout, until)
             return 0
         done = sum(item.state == DONE for item in assessed.values())
-        queued = f", {len(queue.tasks)} queued already" if queue.tasks else ""
-        log.say(f"{layout.run}: {count(len(todo), 'task')} to run{queued}, {done} up to date")
+        waiting = f", {len(queue.tasks)} queued already" if queue.tasks else ""
+        log.say(f"{layout.run}: {count(len(todo), 'task')} to run{waiting}, {done} up to date")
         submission = Submission(arguments, cluster, profile, experiment, path, log)
         if arguments.sbatch:
             return submission.write_scripts(todo, queue)
@@ -219,8 +233,8 @@ class Submission:
         plan = self._plan(todo, slurm_stages(todo, self.profile, slurm.max_array_size()))
         submit_stages(plan, self.profile, queue, self.log.say)
         self.log.say("The queue does the rest. To follow it, see what failed, or end it:")
-        study = shlex.quote(self.arguments.experiment)
-        print(f"  simgap status {study} --watch\n  simgap logs {study}\n  simgap cancel {study}")
+        run = shlex.quote(_short(self.layout.run))
+        print(f"  simgap status {run} --watch\n  simgap logs {run}\n  simgap cancel {run}")
         return 0
 
     def write_scripts(self, todo: Mapping[str, Assessment], queue: RunQueue) -> int:
@@ -280,16 +294,22 @@ def _local_stages(
     return plans
 
 
-def _nothing_to_run(assessed: Mapping[str, Assessment], layout: Layout, until: str) -> None:
+def _nothing_to_run(
+    assessed: Mapping[str, Assessment], queue: RunQueue, layout: Layout, until: str
+) -> None:
     done = sum(item.state == "done" for item in assessed.values())
     if done == len(assessed):
         print(f"{layout.run} is up to date: {done} tasks done, nothing to run")
         _tell_report(layout, until)
-    else:
-        print(
-            f"{layout.run}: {done} tasks done, nothing to submit: {len(assessed) - done} are "
-            "queued, running, or not chosen"
-        )
+        return
+    jobs = ", ".join(dict.fromkeys(job.array for job in queue.jobs))
+    in_queue = sum(name in queue.tasks for name, item in assessed.items() if item.state != "done")
+    told = [f"{count(done, 'task')} done", f"{in_queue} queued or running (jobs {jobs})"][
+        : 1 + bool(jobs)
+    ]
+    rest = len(assessed) - done - in_queue
+    told += [f"{rest} not chosen"] if rest else []
+    print(f"{layout.run}: {', '.join(told)}, nothing to submit")
 
 
 def _only(experiment: Any, splits: Sequence[str]) -> Any:
@@ -319,12 +339,19 @@ def _tell_report(layout: Any, until: str) -> None:
         print(f"report: {layout.report}")
 
 
-def _explain(assessed: Mapping[str, Any], layout: Any) -> None:
+def _short(path: Path) -> str:
+    """A path from here, if it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _explain(assessed: Mapping[str, Any], queued: int, layout: Any) -> None:
     """Print what would run, stage by stage, with reasons."""
     from collections import Counter
 
     todo = [item for item in assessed.values() if item.state != "done"]
     print(f"{layout.run}: {len(todo)} tasks would run, {len(assessed) - len(todo)} are up to date")
+    if queued:
+        print(f"{count(queued, 'task')} of them in Slurm's queue already: not submitted again")
     for stage in dict.fromkeys(item.stage for item in assessed.values()):
         items = [item for item in assessed.values() if item.stage == stage]
         reasons = Counter((item.state, item.reason) for item in items if item.state != "done")

@@ -80,9 +80,10 @@ class SlurmStudy(Study):
         with alone(self.run, patience=60):
             queue = queue_for(self.run, "slurm")
             assessed = self.assess()
-            if cancel_doomed(self.run, assessed, queue):
+            todo = to_run(self.run, assessed, queue, patterns)
+            if not patterns and cancel_doomed(assessed, queue):
                 queue = queue_for(self.run, "slurm")
-            todo = to_run(assessed, queue, patterns)
+                todo = to_run(self.run, assessed, queue)
             if not todo:
                 return {}
             plan = self.plan_of(todo)

@@ -158,8 +158,7 @@ def test_the_queue_outlives_the_controller(folder: Path) -> None:
     _wait(lambda: _states(cluster).get(running) == "RUNNING")
     cluster.stop("slurmctld")
     assert not cluster.running()["slurmctld"]
-    cluster.start("slurmctld")
-    _wait(lambda: cluster._works("squeue"))
+    cluster.up()
     assert _states(cluster) == {running: "RUNNING", waits: "PENDING"}
 
 

@@ -71,7 +71,7 @@ def test_queued_tasks_of_other_settings_are_in_the_way(slurm_study: SlurmStudy) 
     slurm_study.to_slurm()
     slurm_study.texts["a"] = "xy"
     slurm_study.texts["b"] = "cd"
-    with pytest.raises(RunIsBusy, match=r"simgap cancel STUDY .*--stage join"):
+    with pytest.raises(RunIsBusy, match=r"`simgap cancel .* --stage join`"):
         slurm_study.to_slurm()
 
 

@@ -22,7 +22,7 @@ def test_scripts_are_submitted_and_recognised(slurm_study: SlurmStudy) -> None:
         "setup": ("echo set up",),
         "tasks_per_job": 2,
     }
-    todo = to_run(slurm_study.assess(), queue_for(slurm_study.run, "slurm"))
+    todo = to_run(slurm_study.run, slurm_study.assess(), queue_for(slurm_study.run, "slurm"))
     folder = slurm_study.run.parent / "scripts to read"
     plan = slurm_study.plan_of(todo)
     scripts = write_scripts(plan, slurm_study.profile, slurm_study.queue(), TEMPLATES, folder)
@@ -32,6 +32,9 @@ def test_scripts_are_submitted_and_recognised(slurm_study: SlurmStudy) -> None:
     jobs = recorded_jobs(slurm_study.run)[plan.submission]
     assert done.stdout == f"write: job {jobs['write']}\njoin: job {jobs['join']}\n"
     assert slurm_study.to_slurm() == {}  # they are queued already
+    again = subprocess.run(["bash", str(scripts[-1])], capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "these scripts were submitted before" in again.stderr
     slurm_study.wait(lambda: slurm_study.attempt("write/letters/b"))
     shown = slurm.fields_of(slurm.call("scontrol", "-o", "show", "job", f"{jobs['write']}_1"))
     assert shown["Nice"] == "3"

@@ -90,7 +90,7 @@ def test_scancel_of_a_running_array(slurm_study: SlurmStudy, expected: Expected)
     slurm.cancel([jobs["write"]])
     slurm_study.wait_for_end()
     assert slurm_study.states()["write/letters/a"] == "done"
-    assert slurm_study.attempt("write/letters/b")["state"] == "running"  # killed without a word
+    assert slurm_study.attempt("write/letters/b")["error"] == "ended by Slurm"
     assert slurm_study.causes()["write/letters/b"] == "CANCELLED"
     slurm_study.to_slurm()
     slurm_study.wait_for_end()
@@ -112,11 +112,13 @@ def test_requeue_by_hand(slurm_study: SlurmStudy) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["USR2", "time limit", "preemption"])
+@pytest.mark.parametrize("how", ["USR2", "time limit", "preemption", "grace"])
 def test_a_job_that_is_told_to_stop_goes_on_later(slurm_study: SlurmStudy, how: str) -> None:
     slurm_study.texts["b"] = "very slow once"
     slurm_study.settings = {"tasks_per_job": 3}
-    if how == "preemption":
+    if how in ("preemption", "grace"):
+        seconds = 30 if how == "grace" else 0
+        slurm.call("scontrol", "update", "PartitionName=preemptible", f"GraceTime={seconds}")
         slurm_study.settings |= {"partition": "preemptible"}
     if how == "time limit":
         slurm_study.settings |= {"minutes": 1, "signal_seconds": 55}
@@ -124,7 +126,7 @@ def test_a_job_that_is_told_to_stop_goes_on_later(slurm_study: SlurmStudy, how: 
     slurm_study.wait(_started(slurm_study))
     if how == "USR2":
         slurm.call("scancel", "--signal=USR2", jobs["write"])
-    if how == "preemption":
+    if how in ("preemption", "grace"):
         node = slurm_study.queue().tasks["write/letters/b"].job.nodes
         words = ("--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=sleep 1")
         slurm.call("sbatch", *words)
@@ -135,7 +137,9 @@ def test_a_job_that_is_told_to_stop_goes_on_later(slurm_study: SlurmStudy, how: 
     assert marker is not None
     earlier = marker.ran_on["earlier"][0]
     assert (earlier["restart"], marker.ran_on["restart"]) == (0, 1)
-    assert earlier["state"] == ("running" if how == "preemption" else "interrupted")
+    assert earlier["state"] == "interrupted"
+    reason = "its time limit is near" if how == "time limit" else "other jobs need its nodes"
+    assert how == "preemption" or reason in earlier["error"]
 
 
 def test_a_job_that_is_stopped_too_often_has_failed(slurm_study: SlurmStudy) -> None:
