@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hpc.ledger import Ledger
@@ -56,3 +58,19 @@ def test_survey_counts_every_task_once(study: Study) -> None:
     _, join = survey(study.assess(), ledger, ["write", "join"], {}, 9.0)
     assert (len(join.running), join.stale, list(join.failed)) == (0, 1, ["all"])
     assert join.failed["all"]["state"] == LOST  # its process is gone
+
+
+def test_hours_count_each_attempt_with_what_its_own_job_had(study: Study) -> None:
+    study.submit()
+    ledger = Ledger(study.run)
+    item = study.assess()["write/letters/a"]
+    assert item.marker is not None
+    earlier = [
+        {"state": "failed", "started": 0.0, "ended": 1800.0, "cpus": 8, "gpus": 2},
+        {"state": "cut off", "started": 0.0, "cpus": 8, "gpus": 2},  # nobody knows until when
+    ]
+    ran_on = {**item.marker.ran_on, "cpus": 1, "gpus": 0, "earlier": earlier}
+    ledger.write_marker("write", replace(item.marker, ran_on=ran_on, seconds=3600.0))
+    write, _ = survey(study.assess(), ledger, ["write", "join"], {}, 9.0)
+    assert write.hours("gpus", 9.0)[0] == pytest.approx(1.0)
+    assert write.hours("cpus", 9.0)[0] == pytest.approx(5.0, abs=0.01)

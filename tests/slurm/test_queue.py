@@ -66,13 +66,29 @@ def test_submitting_twice_at_once(slurm_study: SlurmStudy) -> None:
     assert set(slurm_study.times_run().values()) == {1}
 
 
-def test_queued_tasks_of_other_settings_are_in_the_way(slurm_study: SlurmStudy) -> None:
+def test_queued_tasks_of_other_settings_are_in_the_way_and_left_alone(
+    slurm_study: SlurmStudy,
+) -> None:
     slurm_study.texts["b"] = "slow"
     slurm_study.to_slurm()
-    slurm_study.texts["a"] = "xy"
-    slurm_study.texts["b"] = "cd"
+    before = {job.id for job in slurm_study.queue().jobs if job.is_pending}
+    assert before
+    slurm_study.texts |= {"a": "xy", "b": "cd"}
     with pytest.raises(RunIsBusy, match=r"`simgap cancel .* --stage join`"):
         slurm_study.to_slurm()
+    with pytest.raises(ValueError, match="--task wirte/letters/a: no such task"):
+        slurm_study.texts |= {"a": "ab", "b": "slow"}
+        slurm_study.to_slurm("wirte/letters/a")
+    assert before <= {job.id for job in slurm_study.queue().jobs}
+
+
+def test_single_tasks_can_be_submitted(slurm_study: SlurmStudy) -> None:
+    with pytest.raises(ValueError, match=r"--task join/lefts: needs write/letters/a, which is"):
+        slurm_study.to_slurm("join/lefts")
+    assert list(slurm_study.to_slurm("write/letters/[ab]")) == ["write"]
+    assert list(slurm_study.to_slurm("join/lefts")) == ["join"]  # it waits for what is queued
+    slurm_study.wait_for_end()
+    assert slurm_study.times_run() == {"letters/a": 1, "letters/b": 1, "lefts": 1}
 
 
 def test_nothing_is_asked_that_the_profile_did_not_ask_for(
