@@ -33,6 +33,11 @@ class RunQueue:
     arrays: dict[str, set[str]]
     """By array id: every task that its submission gave it, also those that left the queue."""
 
+    @property
+    def ids(self) -> list[str]:
+        """Of the jobs, without their elements, in order."""
+        return sorted({job.array for job in self.jobs}, key=int)
+
     def doomed(self, undone: Sequence[str], inputs: Mapping[str, Iterable[str]]) -> list[str]:
         """Ids of pending jobs that will not start, or not with what they need.
 

@@ -116,7 +116,7 @@ def queue_for(run: Path, cluster: str) -> RunQueue:
         return RunQueue([], {}, {})
     queue = settled_queue(run)
     if cluster != "slurm" and queue.jobs:
-        ids = ", ".join(dict.fromkeys(job.array for job in queue.jobs))
+        ids = ", ".join(queue.ids)
         raise RunIsBusy(f"{run} has jobs in Slurm's queue: {ids}; wait, or `simgap cancel` them")
     return queue
 

@@ -102,5 +102,7 @@ def find(folder: str, given: str) -> Path:
     candidate = shipped(folder, path.name)
     if candidate.is_file() and path.parent in (Path(), Path(folder)):
         return candidate
+    if path.is_dir():
+        raise FileNotFoundError(f"{given} is a folder; expected a YAML file of {folder}")
     names = ", ".join(sorted(item.stem for item in shipped(folder, "x").parent.glob("*.yaml")))
     raise FileNotFoundError(f"{given}: no such file, and no shipped {folder}: {names}")

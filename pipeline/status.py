@@ -198,7 +198,7 @@ class View:
         from hpc.status import count
 
         return [
-            (stage.stage, f"{count(jobs, 'job')} of {array}: {words}")
+            (stage.stage, f"{count(jobs, 'job')} ({array}): {words}")
             for stage in self.stages
             for (array, words), jobs in stage.waits.items()
         ]

@@ -302,7 +302,7 @@ def _nothing_to_run(
         print(f"{layout.run} is up to date: {done} tasks done, nothing to run")
         _tell_report(layout, until)
         return
-    jobs = ", ".join(dict.fromkeys(job.array for job in queue.jobs))
+    jobs = ", ".join(queue.ids)
     in_queue = sum(name in queue.tasks for name, item in assessed.items() if item.state != "done")
     told = [f"{count(done, 'task')} done", f"{in_queue} queued or running (jobs {jobs})"][
         : 1 + bool(jobs)
@@ -351,7 +351,7 @@ def _explain(assessed: Mapping[str, Any], queued: int, layout: Any) -> None:
     todo = [item for item in assessed.values() if item.state != "done"]
     print(f"{layout.run}: {len(todo)} tasks would run, {len(assessed) - len(todo)} are up to date")
     if queued:
-        print(f"{count(queued, 'task')} of them in Slurm's queue already: not submitted again")
+        print(f"{queued} of them are in Slurm's queue already and would not be submitted again")
     for stage in dict.fromkeys(item.stage for item in assessed.values()):
         items = [item for item in assessed.values() if item.stage == stage]
         reasons = Counter((item.state, item.reason) for item in items if item.state != "done")

@@ -76,7 +76,7 @@ def test_the_whole_study(study: SmallStudy, tmp_path: Path) -> None:
     told = [line.split()[0] for line in printed.splitlines() if " job " in line]
     assert tuple(told) == stages
     assert "simgap status runs/small --watch" in printed
-    assert "of them in Slurm's queue already" in _submit(study, "--dry-run")
+    assert "of them are in Slurm's queue already" in _submit(study, "--dry-run")
     status = _status(study)
     assert status["report"]["queued"] == 1
     assert status["train"]["waits"][0]["reason"] == "waits for subset"
