@@ -16,15 +16,12 @@ from hpc.submission import waits_for
 SUBMIT = "submit.sh"
 
 
-def write_scripts(
-    plan: Plan, profile: Profile, queue: RunQueue, templates: Path, folder: Path
-) -> list[Path]:
+def write_scripts(plan: Plan, profile: Profile, templates: Path, folder: Path) -> list[Path]:
     """Write a script for each stage, and `submit.sh`, which submits them all.
 
     Args:
         plan: the submission.
         profile: the site's.
-        queue: jobs that are queued already.
         templates: folder of `stage.sbatch.j2` and `submit.sh.j2`.
         folder: where to write.
 
@@ -51,7 +48,7 @@ def write_scripts(
         write_text(
             written[-1], template.render(stage=stage, script=made, plan=plan, here=os.getcwd())
         )
-        needs = waits_for(plan, stage, variables, queue)
+        needs = waits_for(plan, stage, variables, RunQueue([], {}, {}))
         listed.append({"name": written[-1].name, "stage": stage.stage, "needs": needs})
     written.append(folder / SUBMIT)
     template = environment.get_template("submit.sh.j2")

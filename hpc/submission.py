@@ -105,19 +105,26 @@ def check_processes(stages: Sequence[Stage], profile: Profile) -> None:
             )
 
 
-def queue_for(run: Path, cluster: str) -> RunQueue:
+def queue_for(run: Path, cluster: str, *, scripts: bool = False) -> RunQueue:
     """The run's jobs in Slurm's queue; a run that has never been to Slurm has none.
 
+    Args:
+        run: its folder.
+        cluster: where this submission goes.
+        scripts: whether it only writes scripts, which may be done without Slurm.
+
     Raises:
-        RunIsBusy: there are jobs, and the submission is not for Slurm.
+        RunIsBusy: there are jobs, and the submission could not wait for them.
         SlurmError: Slurm can't be asked.
     """
-    if cluster != "slurm" and not recorded_jobs(run):
+    if (cluster != "slurm" or (scripts and not slurm.is_here())) and not recorded_jobs(run):
         return RunQueue([], {}, {})
     queue = settled_queue(run)
-    if cluster != "slurm" and queue.jobs:
-        ids = ", ".join(queue.ids)
-        raise RunIsBusy(f"{run} has jobs in Slurm's queue: {ids}; wait, or `simgap cancel` them")
+    if queue.jobs and (scripts or cluster != "slurm"):
+        raise RunIsBusy(
+            f"{run} has jobs in Slurm's queue: {', '.join(queue.ids)}; wait, or end them by "
+            f"`{shlex.join(['simgap', 'cancel', str(run)])}`"
+        )
     return queue
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hpc.plan import Assessment, Plan, StagePlan
     from hpc.profile import Profile
     from hpc.queued import RunQueue
+    from hpc.stage import Stage
 
 CLUSTERS = ("slurm", "local", "inline")
 SLURMS_OWN_MAX_ARRAY_SIZE = 1001
@@ -71,7 +72,13 @@ def parser() -> argparse.ArgumentParser:
         help="slurm; local: jobs on this machine; inline: in this process, for debugging "
         "(default: what the profile says)",
     )
-    made.add_argument("--until", choices=NAMES, metavar="STAGE", help=f"stop after: {_listed()}")
+    made.add_argument(
+        "--until",
+        choices=NAMES,
+        default=NAMES[-1],
+        metavar="STAGE",
+        help=f"stop after: {', '.join(NAMES)}",
+    )
     made.add_argument(
         "--split",
         action="append",
@@ -95,10 +102,6 @@ def parser() -> argparse.ArgumentParser:
         "whose size or time has changed",
     )
     return made
-
-
-def _listed() -> str:
-    return ", ".join(NAMES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,17 +132,9 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _submit(arguments: argparse.Namespace) -> int:
     from hpc.ledger import Ledger
-    from hpc.plan import DONE, assess
+    from hpc.plan import assess
     from hpc.profile import load_profile
-    from hpc.submission import (
-        RunIsBusy,
-        alone,
-        cancel_doomed,
-        check_processes,
-        queue_for,
-        queued_tasks,
-        to_run,
-    )
+    from hpc.submission import alone, check_processes, queued_tasks
     from pipeline.experiment import load_experiment
     from pipeline.layout import find
     from pipeline.stages import stages_of
@@ -150,42 +145,19 @@ def _submit(arguments: argparse.Namespace) -> int:
     cluster = arguments.cluster or ("slurm" if arguments.sbatch else profile.cluster)
     if arguments.sbatch and cluster != "slurm":
         raise ValueError(f"--sbatch writes scripts for Slurm, not for --cluster {cluster}")
-    until = arguments.until or NAMES[-1]
     if arguments.split:
         experiment = _only(experiment, arguments.split)
-        until = min(until, "evaluate", key=NAMES.index)
-    stages = stages_of(experiment)[: NAMES.index(until) + 1]
+        arguments.until = min(arguments.until, "evaluate", key=NAMES.index)
+    stages = stages_of(experiment)[: NAMES.index(arguments.until) + 1]
     check_processes(stages, profile)
     layout = Layout(experiment.run)
-    ledger = Ledger(layout.run)
     if arguments.dry_run:
         queued = queued_tasks(layout.run)
-        _explain(assess(stages, ledger, thorough=arguments.verify), queued, layout)
+        _explain(assess(stages, Ledger(layout.run), thorough=arguments.verify), queued, layout)
         return 0
-    log = Log(layout.log)
+    submission = Submission(arguments, cluster, profile, experiment, path, Log(layout.log))
     with alone(layout.run, patience=60 if cluster == "slurm" else 0):
-        queue = queue_for(layout.run, cluster)
-        if arguments.sbatch and queue.jobs:
-            raise RunIsBusy(f"{layout.run} has jobs in the queue, and scripts can't wait for them")
-        assessed = assess(stages, ledger, thorough=arguments.verify)
-        patterns = arguments.task or ()
-        todo = to_run(layout.run, assessed, queue, patterns)
-        if not patterns and (doomed := cancel_doomed(assessed, queue)):
-            log.say(f"{count(len(doomed), 'job')} waited for failed ones and will be replaced")
-            queue = queue_for(layout.run, cluster)
-            todo = to_run(layout.run, assessed, queue)
-        if not todo:
-            _nothing_to_run(assessed, queue, layout, until)
-            return 0
-        done = sum(item.state == DONE for item in assessed.values())
-        waiting = f", {len(queue.tasks)} queued already" if queue.tasks else ""
-        log.say(f"{layout.run}: {count(len(todo), 'task')} to run{waiting}, {done} up to date")
-        submission = Submission(arguments, cluster, profile, experiment, path, log)
-        if arguments.sbatch:
-            return submission.write_scripts(todo, queue)
-        if cluster == "slurm":
-            return submission.submit(todo, queue)
-        return submission.run(todo, until)
+        return submission.start(stages)
 
 
 @dataclass(frozen=True)
@@ -204,7 +176,31 @@ class Submission:
         """The run's paths."""
         return Layout(self.experiment.run)
 
-    def run(self, todo: Mapping[str, Assessment], until: str) -> int:
+    def start(self, stages: Sequence[Stage]) -> int:
+        """Decide what to run, and do it; returns the exit status."""
+        from hpc.ledger import Ledger
+        from hpc.plan import DONE, assess
+        from hpc.submission import cancel_doomed, queue_for, to_run
+
+        run, patterns = self.layout.run, self.arguments.task or ()
+        queue = queue_for(run, self.cluster, scripts=self.arguments.sbatch is not None)
+        assessed = assess(stages, Ledger(run), thorough=self.arguments.verify)
+        todo = to_run(run, assessed, queue, patterns)
+        if not patterns and (doomed := cancel_doomed(assessed, queue)):
+            self.log.say(f"{count(len(doomed), 'job')} waited for failed ones, will be replaced")
+            queue = queue_for(run, self.cluster)
+            todo = to_run(run, assessed, queue)
+        if not todo:
+            self._nothing_to_run(assessed, queue)
+            return 0
+        done = sum(item.state == DONE for item in assessed.values())
+        waiting = f", {len(queue.tasks)} queued already" if queue.tasks else ""
+        self.log.say(f"{run}: {count(len(todo), 'task')} to run{waiting}, {done} up to date")
+        if self.arguments.sbatch:
+            return self.write_scripts(todo)
+        return self.submit(todo, queue) if self.cluster == "slurm" else self.run(todo)
+
+    def run(self, todo: Mapping[str, Assessment]) -> int:
         """Run it on this machine and wait for its end; returns the exit status."""
         from hpc.executors import run_inline, run_local
         from hpc.status import clock
@@ -222,7 +218,7 @@ class Submission:
             )
             return 1
         self.log.say(f"done in {clock(time.time() - started)}")
-        _tell_report(self.layout, until)
+        self._tell_report()
         return 0
 
     def submit(self, todo: Mapping[str, Assessment], queue: RunQueue) -> int:
@@ -237,7 +233,7 @@ class Submission:
         print(f"  simgap status {run} --watch\n  simgap logs {run}\n  simgap cancel {run}")
         return 0
 
-    def write_scripts(self, todo: Mapping[str, Assessment], queue: RunQueue) -> int:
+    def write_scripts(self, todo: Mapping[str, Assessment]) -> int:
         """Write it as scripts; returns the exit status."""
         from hpc import slurm
         from hpc.scripts import write_scripts
@@ -247,10 +243,29 @@ class Submission:
         size = slurm.max_array_size() if slurm.is_here() else SLURMS_OWN_MAX_ARRAY_SIZE
         plan = self._plan(todo, slurm_stages(todo, self.profile, size))
         templates = shipped("slurm_templates", "local").parent
-        scripts = write_scripts(plan, self.profile, queue, templates, self.arguments.sbatch)
+        scripts = write_scripts(plan, self.profile, templates, self.arguments.sbatch)
         print(f"{count(len(scripts) - 1, 'script')} written. To submit them:")
         print(f"  bash {shlex.quote(str(scripts[-1]))}")
         return 0
+
+    def _nothing_to_run(self, assessed: Mapping[str, Assessment], queue: RunQueue) -> None:
+        done = sum(item.state == "done" for item in assessed.values())
+        run = self.layout.run
+        if done == len(assessed):
+            print(f"{run} is up to date: {count(done, 'task')} done, nothing to run")
+            self._tell_report()
+            return
+        open_tasks = [name for name, item in assessed.items() if item.state != "done"]
+        queued = sum(name in queue.tasks for name in open_tasks)
+        told = [f"{count(done, 'task')} done"]
+        told += [f"{queued} queued or running (jobs {', '.join(queue.ids)})"] if queued else []
+        rest = len(open_tasks) - queued
+        told += [f"{rest} not chosen"] if rest else []
+        print(f"{run}: {', '.join(told)}, nothing to submit")
+
+    def _tell_report(self) -> None:
+        if self.arguments.until == "report":
+            print(f"report: {self.layout.report}")
 
     def _plan(self, todo: Mapping[str, Assessment], stages: Sequence[StagePlan]) -> Plan:
         from hpc.plan import make_plan
@@ -294,24 +309,6 @@ def _local_stages(
     return plans
 
 
-def _nothing_to_run(
-    assessed: Mapping[str, Assessment], queue: RunQueue, layout: Layout, until: str
-) -> None:
-    done = sum(item.state == "done" for item in assessed.values())
-    if done == len(assessed):
-        print(f"{layout.run} is up to date: {done} tasks done, nothing to run")
-        _tell_report(layout, until)
-        return
-    jobs = ", ".join(queue.ids)
-    in_queue = sum(name in queue.tasks for name, item in assessed.items() if item.state != "done")
-    told = [f"{count(done, 'task')} done", f"{in_queue} queued or running (jobs {jobs})"][
-        : 1 + bool(jobs)
-    ]
-    rest = len(assessed) - done - in_queue
-    told += [f"{rest} not chosen"] if rest else []
-    print(f"{layout.run}: {', '.join(told)}, nothing to submit")
-
-
 def _only(experiment: Any, splits: Sequence[str]) -> Any:
     """The experiment with training on some splits only."""
     from pipeline.experiment import ExperimentError
@@ -332,11 +329,6 @@ def write_experiment(layout: Any, values: Mapping[str, Any], source: Path) -> No
 
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
     write_text(layout.experiment, f"# Resolved from {source}; written by each submission.\n{text}")
-
-
-def _tell_report(layout: Any, until: str) -> None:
-    if until == "report":
-        print(f"report: {layout.report}")
 
 
 def _short(path: Path) -> str:

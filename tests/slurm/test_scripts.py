@@ -25,7 +25,7 @@ def test_scripts_are_submitted_and_recognised(slurm_study: SlurmStudy) -> None:
     todo = to_run(slurm_study.run, slurm_study.assess(), queue_for(slurm_study.run, "slurm"))
     folder = slurm_study.run.parent / "scripts to read"
     plan = slurm_study.plan_of(todo)
-    scripts = write_scripts(plan, slurm_study.profile, slurm_study.queue(), TEMPLATES, folder)
+    scripts = write_scripts(plan, slurm_study.profile, TEMPLATES, folder)
     assert [path.name for path in scripts] == ["1_write.sbatch", "2_join.sbatch", "submit.sh"]
     done = subprocess.run(["bash", str(scripts[-1])], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def test_a_script_has_no_option_that_a_submission_has_not(slurm_study: SlurmStud
     todo = slurm_study.assess()
     plan = slurm_study.plan_of(todo)
     folder = slurm_study.run.parent / "scripts"
-    scripts = write_scripts(plan, slurm_study.profile, slurm_study.queue(), TEMPLATES, folder)
+    scripts = write_scripts(plan, slurm_study.profile, TEMPLATES, folder)
     ours = next((slurm_study.run / "logs/write").rglob(f"{jobs['write']}_submission.sh"))
 
     def options(path: Path) -> set[str]:
