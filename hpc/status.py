@@ -155,8 +155,9 @@ def _count_open(
     elif job:
         status.queued += 1
     elif attempt:
-        state = LOST if at_work or attempt["state"] == "interrupted" else attempt["state"]
-        status.failed[item.task.name] = {**attempt, "state": state}
+        lost = at_work or attempt["state"] == "interrupted"
+        attempt = {**attempt, "state": LOST if lost else attempt["state"]}
+        status.failed[item.task.name] = attempt
     elif item.state == MISSING:
         status.missing += 1
     else:

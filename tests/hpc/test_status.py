@@ -51,13 +51,20 @@ def test_survey_counts_every_task_once(study: Study) -> None:
         ledger.write_attempt(
             "join",
             "all",
-            {"state": "running", "digest": digest, "started": 0.0, "progress": progress},
+            {
+                "state": "running",
+                "digest": digest,
+                "started": 0.0,
+                "progress": progress,
+                "cpus": 3600,
+            },
         )
         _, join = survey(study.assess(), ledger, ["write", "join"], {}, 9.0)
         assert (len(join.running), join.stale) == (1, 1)
     _, join = survey(study.assess(), ledger, ["write", "join"], {}, 9.0)
     assert (len(join.running), join.stale, list(join.failed)) == (0, 1, ["all"])
     assert join.failed["all"]["state"] == LOST  # its process is gone
+    assert join.hours("cpus", 9.0)[0] < 0.01  # nobody knows when
 
 
 def test_hours_count_each_attempt_with_what_its_own_job_had(study: Study) -> None:
