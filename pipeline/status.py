@@ -20,6 +20,7 @@ from pipeline.stages import NAMES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from hpc.status import StageStatus
 
@@ -138,8 +139,8 @@ class View:
         if self.trouble:
             lines.append(Text(self.trouble, style="yellow"))
         if self.layout.report.exists():
-            lines.append(Text(f"report: {self.layout.report}"))
-        return Group(self._table(), *lines)
+            lines.append(_line(f"report: {self.layout.report}"))
+        return Group(_line(str(self.layout.run)), self._table(), *lines)
 
     def _table(self) -> RenderableType:
         from rich import box
@@ -159,12 +160,7 @@ class View:
         )
         rows = [self._row(one) for one in self.stages]
         shown = [at for at in range(len(headings)) if any(row[at] for row in rows)]
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            title=str(self.layout.run),
-            title_justify="left",
-            padding=(0, 1, 0, 0),
-        )
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("stage", no_wrap=True)
         for at in shown:
             table.add_column(headings[at], justify="right", overflow="fold")
@@ -202,6 +198,13 @@ class View:
             for stage in self.stages
             for (array, words), jobs in stage.waits.items()
         ]
+
+
+def _line(text: str) -> Text:
+    """A path, say, that is never broken."""
+    from rich.text import Text
+
+    return Text(text, no_wrap=True, overflow="ignore")
 
 
 def _as_values(view: View) -> dict[str, Any]:
