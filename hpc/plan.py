@@ -216,7 +216,7 @@ class Plan:
     @property
     def path(self) -> Path:
         """Where the plan lies."""
-        return self.run / "plans" / f"{self.submission}.json"
+        return plan_path(self.run, self.submission)
 
     def build_stages(self) -> list[Stage]:
         """Make the study's stages."""
@@ -264,6 +264,11 @@ def _entry(item: Assessment, run: Path) -> dict[str, Any]:
         "parts": dict(item.parts),
         "reason": item.reason,
     }
+
+
+def plan_path(run: Path, submission: str) -> Path:
+    """Where the plan of a submission lies."""
+    return run / "plans" / f"{submission}.json"
 
 
 def load_plan(path: Path) -> Plan:

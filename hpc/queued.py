@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpc import slurm
 from hpc.files import read_json, write_json
 from hpc.ledger import Ledger
-from hpc.plan import Plan, load_plan
+from hpc.plan import Plan, load_plan, plan_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +27,10 @@ class QueuedTask:
 class RunQueue:
     """The jobs of a run that Slurm has in its queue."""
 
-    jobs: list[slurm.Job]
-    tasks: dict[str, QueuedTask]
+    jobs: list[slurm.Job] = field(default_factory=list)
+    tasks: dict[str, QueuedTask] = field(default_factory=dict)
     """By `stage/task`, without those that have failed in a job that goes on with others."""
-    arrays: dict[str, set[str]]
+    arrays: dict[str, set[str]] = field(default_factory=dict)
     """By array id: every task that its submission gave it, also those that left the queue."""
 
     @property
@@ -69,7 +69,7 @@ def run_queue(run: Path) -> RunQueue:
         SlurmError: Slurm can't be asked.
     """
     plans: dict[str, Plan] = {}
-    queue = RunQueue([], {}, {})
+    queue = RunQueue()
     for job in slurm.queue():
         words = job.comment.split(" ")
         if len(words) != 3 or words[0] != "simgap" or not plan_path(run, words[1]).is_file():
@@ -101,7 +101,8 @@ def settled_queue(run: Path, patience: float = 120) -> RunQueue:
 def _add(queue: RunQueue, job: slurm.Job, plan: Plan, stage: str) -> None:
     elements = next(item.elements for item in plan.stages if item.stage == stage)
     queue.jobs.append(job)
-    queue.arrays[job.array] = {f"{stage}/{task}" for element in elements for task in element}
+    if job.array not in queue.arrays:  # once, not once a job: an array has thousands
+        queue.arrays[job.array] = {f"{stage}/{task}" for tasks in elements for task in tasks}
     ledger = Ledger(plan.run)
     for task in elements[job.element]:
         attempt = ledger.attempt(stage, task) or {}
@@ -126,11 +127,6 @@ def queued(run: Path) -> Mapping[str, QueuedTask]:
 
 
 # what was submitted
-
-
-def plan_path(run: Path, submission: str) -> Path:
-    """Where the plan of a submission lies."""
-    return run / "plans" / f"{submission}.json"
 
 
 def record_jobs(run: Path, submission: str, jobs: Mapping[str, str]) -> None:

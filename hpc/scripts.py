@@ -48,7 +48,7 @@ def write_scripts(plan: Plan, profile: Profile, templates: Path, folder: Path) -
         write_text(
             written[-1], template.render(stage=stage, script=made, plan=plan, here=os.getcwd())
         )
-        needs = waits_for(plan, stage, variables, RunQueue([], {}, {}))
+        needs = waits_for(plan, stage, variables, RunQueue())
         listed.append({"name": written[-1].name, "stage": stage.stage, "needs": needs})
     written.append(folder / SUBMIT)
     template = environment.get_template("submit.sh.j2")

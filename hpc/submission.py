@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def queue_for(run: Path, cluster: str, *, scripts: bool = False) -> RunQueue:
         SlurmError: Slurm can't be asked.
     """
     if (cluster != "slurm" or (scripts and not slurm.is_here())) and not recorded_jobs(run):
-        return RunQueue([], {}, {})
+        return RunQueue()
     queue = settled_queue(run)
     if queue.jobs and (scripts or cluster != "slurm"):
         raise RunIsBusy(
@@ -198,6 +199,51 @@ def cancel_doomed(assessed: Mapping[str, Assessment], queue: RunQueue) -> list[s
     if doomed:
         slurm.cancel(doomed)
     return doomed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a submission runs, and what it leaves alone."""
+
+    assessed: Mapping[str, Assessment]
+    """Every task."""
+    queue: RunQueue
+    """The run's jobs that stay queued."""
+    todo: Mapping[str, Assessment]
+    """The tasks to run."""
+    replaced: Sequence[str]
+    """Jobs that would never have started; cancelled, and their tasks are in `todo`."""
+
+
+def decide(
+    run: Path,
+    assess: Callable[[], Mapping[str, Assessment]],
+    cluster: str,
+    patterns: Sequence[str] = (),
+    *,
+    scripts: bool = False,
+) -> Decision:
+    """Decide what a submission runs; to be called while it holds the run's lock.
+
+    Args:
+        run: its folder.
+        assess: judges every task; called after Slurm was asked, so that a job that ends in between
+            is not taken for lost.
+        cluster: where the submission goes.
+        patterns: only tasks that fit one of these, if there are any.
+        scripts: whether it only writes scripts.
+
+    Raises:
+        RunIsBusy, ValueError, SlurmError: as `queue_for` and `to_run`; nothing was cancelled then.
+    """
+    queue = queue_for(run, cluster, scripts=scripts)
+    assessed = assess()
+    todo = to_run(run, assessed, queue, patterns)
+    replaced = [] if patterns else cancel_doomed(assessed, queue)
+    if replaced:
+        queue = queue_for(run, cluster)
+        todo = to_run(run, assessed, queue)
+    return Decision(assessed=assessed, queue=queue, todo=todo, replaced=replaced)
 
 
 def by_stage(todo: Mapping[str, Assessment]) -> dict[str, list[str]]:

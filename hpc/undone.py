@@ -9,8 +9,8 @@ from typing import Any
 
 from hpc import causes
 from hpc.ledger import Ledger
-from hpc.plan import DONE, Assessment, Plan, load_plan
-from hpc.queued import RunQueue, plan_path, recorded_jobs
+from hpc.plan import DONE, Assessment, Plan, load_plan, plan_path
+from hpc.queued import RunQueue, recorded_jobs
 from hpc.stage import Resources
 
 

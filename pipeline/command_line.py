@@ -6,7 +6,12 @@ import argparse
 
 
 def study_parser(
-    command: str, description: str, epilog: str, *, positional: str = "study", nargs: str = ""
+    command: str,
+    description: str,
+    epilog: str,
+    *,
+    positional: str = "study",
+    nargs: str | None = None,
 ) -> argparse.ArgumentParser:
     """A parser with the study and the overrides.
 
@@ -26,7 +31,7 @@ def study_parser(
     meaning = "experiment YAML, or the name of a shipped one (mini)"
     if positional == "study":
         meaning += ", or a run's folder"
-    made.add_argument(positional, help=meaning, **({"nargs": nargs} if nargs else {}))  # type: ignore[arg-type]
+    made.add_argument(positional, nargs=nargs, help=meaning)
     made.add_argument(
         "overrides",
         nargs="*",

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc.profile import CLUSTERS
 from pipeline.command_line import study_parser
 from pipeline.stages import NAMES
-from pipeline.submit import CLUSTERS
 
 if TYPE_CHECKING:
     from hpc.doctor import Finding

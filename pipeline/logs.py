@@ -346,8 +346,7 @@ _NOT_AGAIN = {"--sbatch": 1, "--task": 1, "--until": 1, "--dry-run": 0, "--verif
 
 def rerun_command(run: Path, failures: Sequence[Failure]) -> str:
     """The command that runs just these tasks again; empty if no submission is known."""
-    from hpc.plan import load_plan
-    from hpc.queued import plan_path
+    from hpc.plan import load_plan, plan_path
 
     plans = sorted((run / "plans").glob("*.json"))
     # Slurm's logs lie in a folder of their submission; local ones don't, and the latest counts.

@@ -32,8 +32,8 @@ def weights_identity(pretrained: str) -> Any:
 
 def pool_groups(pool: Pool) -> list[list[Path]]:
     """The pool's shards as they share embeddings files."""
-    step = pool.shards_per_file
-    return [pool.paths[start : start + step] for start in range(0, len(pool.paths), step)]
+    shards, step = pool.paths, pool.shards_per_file
+    return [shards[start : start + step] for start in range(0, len(shards), step)]
 
 
 def classes_in(images: ImageSet) -> ClassList:

@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc.profile import CLUSTERS
 from hpc.status import count
 from pipeline.command_line import study_parser
 from pipeline.console import Log
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from hpc.queued import RunQueue
     from hpc.stage import Stage
 
-CLUSTERS = ("slurm", "local", "inline")
 SLURMS_OWN_MAX_ARRAY_SIZE = 1001
 _EPILOG = """\
 examples:
@@ -180,16 +181,19 @@ class Submission:
         """Decide what to run, and do it; returns the exit status."""
         from hpc.ledger import Ledger
         from hpc.plan import DONE, assess
-        from hpc.submission import cancel_doomed, queue_for, to_run
+        from hpc.submission import decide
 
-        run, patterns = self.layout.run, self.arguments.task or ()
-        queue = queue_for(run, self.cluster, scripts=self.arguments.sbatch is not None)
-        assessed = assess(stages, Ledger(run), thorough=self.arguments.verify)
-        todo = to_run(run, assessed, queue, patterns)
-        if not patterns and (doomed := cancel_doomed(assessed, queue)):
-            self.log.say(f"{count(len(doomed), 'job')} waited for failed ones, will be replaced")
-            queue = queue_for(run, self.cluster)
-            todo = to_run(run, assessed, queue)
+        run = self.layout.run
+        decision = decide(
+            run,
+            partial(assess, stages, Ledger(run), thorough=self.arguments.verify),
+            self.cluster,
+            self.arguments.task or (),
+            scripts=self.arguments.sbatch is not None,
+        )
+        assessed, queue, todo = decision.assessed, decision.queue, decision.todo
+        if replaced := len(decision.replaced):
+            self.log.say(f"{count(replaced, 'job')} waited for failed ones, will be replaced")
         if not todo:
             self._nothing_to_run(assessed, queue)
             return 0

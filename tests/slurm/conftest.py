@@ -21,14 +21,7 @@ from hpc.minislurm import Cluster, Settings, missing_packages
 from hpc.plan import Plan, make_plan
 from hpc.profile import Profile
 from hpc.queued import RunQueue, run_queue
-from hpc.submission import (
-    alone,
-    cancel_doomed,
-    queue_for,
-    slurm_stages,
-    submit_stages,
-    to_run,
-)
+from hpc.submission import alone, decide, slurm_stages, submit_stages
 from hpc.triage import triage
 from tests.hpc.conftest import Study
 
@@ -78,16 +71,11 @@ class SlurmStudy(Study):
         """Submit whatever is neither done nor queued; returns the id of each stage's job."""
         self.lines = []
         with alone(self.run, patience=60):
-            queue = queue_for(self.run, "slurm")
-            assessed = self.assess()
-            todo = to_run(self.run, assessed, queue, patterns)
-            if not patterns and cancel_doomed(assessed, queue):
-                queue = queue_for(self.run, "slurm")
-                todo = to_run(self.run, assessed, queue)
-            if not todo:
+            decision = decide(self.run, self.assess, "slurm", patterns)
+            if not decision.todo:
                 return {}
-            plan = self.plan_of(todo)
-            return submit_stages(plan, self.profile, queue, self.lines.append)
+            plan = self.plan_of(decision.todo)
+            return submit_stages(plan, self.profile, decision.queue, self.lines.append)
 
     def plan_of(self, todo: Any) -> Plan:
         """Write the plan of some tasks."""
