@@ -66,6 +66,12 @@ class OutputError(Exception):
     """A task's output is missing or is not what the task wrote; the message says which and how."""
 
 
+Counts = dict[str, Any]
+"""What a task says of itself in its marker: JSON values."""
+
+Rest = Callable[[], Counts]
+"""The end of a task, such as writing its files: runs in a thread beside the job's next task."""
+
 Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, unit)` while a task runs, as often as is convenient."""
 
@@ -83,6 +89,9 @@ class Context:
     """Fingerprint of the content of each input."""
     resources: Resources
     progress: Progress
+    upcoming: Task | None = None
+    """The task that this job works on next, if it is not done by then; its inputs can be read
+    ahead."""
     start_followers: Callable[[], None] = _nobody_follows
     """Starts `follow` of this task in the job's other processes; does nothing if there are none."""
 
@@ -101,8 +110,12 @@ class Stage(Protocol):
     def tasks(self) -> Sequence[Task]:
         """List the tasks. Cheap: file names, sizes and times may be looked at, data not."""
 
-    def run(self, task: Task, context: Context) -> dict[str, Any]:
-        """Do the work and write the outputs atomically. Returns counts for the marker (JSON)."""
+    def run(self, task: Task, context: Context) -> Counts | Rest:
+        """Do the work and write the outputs atomically.
+
+        Returns:
+            Counts for the marker; or the rest of the work, which returns them.
+        """
 
     def check(self, task: Task, digest: str) -> dict[str, str]:
         """Open the outputs and verify them.

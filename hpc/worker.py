@@ -10,15 +10,16 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc.ledger import Ledger
 from hpc.plan import Plan, StagePlan, load_plan
-from hpc.stage import Context, OutputError, Resources, Stage, Task
+from hpc.stage import Context, Counts, OutputError, Resources, Rest, Stage, Task
 
 _ATTEMPTS_KEPT = 20
 _TOLD_OF_EARLIER = (
@@ -114,12 +115,12 @@ class Worker:
             "cpus": resources.world * resources.cpus,
             "gpus": resources.nodes * resources.gpus,
         }
-        runner = _Runner(plan, stage, resources, ran_on, lead)
-        failed = []
-        for name in names:
-            if not runner.run(name):
-                failed.append(name)
-                if resources.world > 1:
+        failed: list[str] = []
+        with ThreadPoolExecutor(1) as beside:  # at the end, or if interrupted, waits for the rest
+            runner = _Runner(plan, stage, resources, ran_on, lead, beside, failed)
+            for name, upcoming in zip(names, [*names[1:], ""], strict=True):
+                runner.run(name, upcoming)
+                if failed and resources.world > 1:
                     break  # the other processes have ended
         if failed:
             listed = ", ".join(failed[:5]) + (" ..." if len(failed) > 5 else "")
@@ -147,42 +148,72 @@ class Worker:
         raise TasksFailed(error)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Runner:
     plan: Plan
     stage: Stage
     resources: Resources
     ran_on: Mapping[str, Any]
     lead: Lead
+    beside: ThreadPoolExecutor
+    """Runs the rest of a task while the next one works."""
+    failed: list[str]
+    """Names of tasks that failed so far."""
+    _unfinished: Future[None] | None = None
 
     @property
     def ledger(self) -> Ledger:
         return Ledger(self.plan.run)
 
-    def run(self, name: str) -> bool:
-        """Run a task unless it is done by now; returns whether it is done."""
+    def run(self, name: str, upcoming: str) -> None:
+        """Run a task unless it is done by now; its rest may go on after this returns."""
         task, entry = self.plan.task(f"{self.stage.name}/{name}")
-        with _patient_lock(self.ledger, self.stage.name, name):
+        with ExitStack() as claim:
+            claim.enter_context(_patient_lock(self.ledger, self.stage.name, name))
             record = self._attempt(name, entry["digest"])
-            try:
+            with self._recording(name, record):
                 fingerprints = self._input_fingerprints(entry["inputs"])
                 if self._is_done(task, entry["digest"], fingerprints):
                     _say(f"{name}: kept, its inputs are what it was made from")
                     self.ledger.attempt_path(self.stage.name, name).unlink(missing_ok=True)
-                    return True
+                    return
                 _say(f"{name}: starts ({entry['reason']})")
-                counts = self._work(task, entry, fingerprints, record)
-            except Exception as error:
-                self._record_failure(name, record, error)
-                return False
-            except Interrupted as interrupted:
-                state = "interrupted" if interrupted.comes_back else "failed"
-                _say(f"{name}: {interrupted}")
-                ended = {"state": state, "error": str(interrupted), "ended": time.time()}
-                self.ledger.write_attempt(self.stage.name, name, {**record, **ended})
-                raise
-        _say(f"{name}: done in {time.time() - record['started']:.1f} s {_in_words(counts)}")
-        return True
+                result = self._work(task, entry, fingerprints, record, upcoming)
+                if not callable(result):
+                    self._finish(task, entry, fingerprints, record, result)
+                    return
+                if self._unfinished:
+                    self._unfinished.result()  # only one task's results wait in memory
+                self._unfinished = self.beside.submit(
+                    self._finish_rest, claim.pop_all(), task, entry, fingerprints, record, result
+                )
+
+    def _finish_rest(
+        self,
+        claim: ExitStack,
+        task: Task,
+        entry: Mapping[str, Any],
+        fingerprints: Mapping[str, str],
+        record: Mapping[str, Any],
+        rest: Rest,
+    ) -> None:
+        with claim, self._recording(task.name, record):
+            self._finish(task, entry, fingerprints, record, rest())
+
+    @contextmanager
+    def _recording(self, name: str, record: Mapping[str, Any]) -> Iterator[None]:
+        """Record a failure or an interruption of a task."""
+        try:
+            yield
+        except Exception as error:
+            self._record_failure(name, record, error)
+            self.failed.append(name)
+        except Interrupted as interrupted:
+            state = "interrupted" if interrupted.comes_back else "failed"
+            _say(f"{name}: {interrupted}")
+            ended = {"state": state, "error": str(interrupted), "ended": time.time()}
+            self.ledger.write_attempt(self.stage.name, name, {**record, **ended})
+            raise
 
     def _attempt(self, name: str, digest: str) -> dict[str, Any]:
         """The record of an attempt that begins, with those before it."""
@@ -201,8 +232,9 @@ class _Runner:
         entry: Mapping[str, Any],
         fingerprints: Mapping[str, str],
         record: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Run a task and write its marker; returns its counts."""
+        upcoming: str,
+    ) -> Counts | Rest:
+        """Run a task, but for its rest."""
         progress = _ProgressRecord(self.ledger, self.stage.name, task.name, record)
         progress.write(0, 0, "")
         order = {"task": task.name, "inputs": dict(fingerprints)}
@@ -211,9 +243,20 @@ class _Runner:
             inputs=fingerprints,
             resources=self.resources,
             progress=progress,
+            upcoming=self.plan.task(f"{self.stage.name}/{upcoming}")[0] if upcoming else None,
             start_followers=lambda: self.lead(order),
         )
-        counts = self.stage.run(task, context)
+        return self.stage.run(task, context)
+
+    def _finish(
+        self,
+        task: Task,
+        entry: Mapping[str, Any],
+        fingerprints: Mapping[str, str],
+        record: Mapping[str, Any],
+        counts: Counts,
+    ) -> None:
+        """Check what a task wrote, and write its marker."""
         self.ledger.finished(
             self.stage,
             task,
@@ -226,7 +269,7 @@ class _Runner:
             seconds=round(time.time() - record["started"], 3),
             ran_on={**self.ran_on, "earlier": record["earlier"]},
         )
-        return counts
+        _say(f"{task.name}: done in {time.time() - record['started']:.1f} s {_in_words(counts)}")
 
     def _record_failure(self, name: str, record: Mapping[str, Any], error: Exception) -> None:
         text = traceback.format_exc()

@@ -1,4 +1,4 @@
-"""Similarity of a pool's embeddings to test images: one signature, a table of backends.
+"""Similarity of a pool's embeddings to test images: one interface, a table of backends.
 
 Every backend, device, tile size and order of parts gives the same bits: README.md.
 
@@ -7,41 +7,144 @@ Shapes: N pool rows, M queries, D dimensions, S test sets (S1 = S + 1), K neighb
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import importlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from kernels.choice import (
+    BACKENDS,
+    Backend,
+    Choice,
+    find_duplicates,
+    make_scanner,
+    resolve_backend,
+)
 from kernels.exact import (
     Floats,
     Ints,
+    Progress,
     Rows,
     check_count,
-    check_matrices,
+    check_matrix,
     check_rows,
-    check_scan,
+    check_threshold,
+    check_thresholds,
     merge_neighbours,
 )
-from kernels.reference import Scan
+from kernels.results import Effort, PoolScan, QueryScan, Scan
 
-__all__ = ["BACKENDS", "Scan", "merge_neighbours", "nearest", "resolve_backend", "scan"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Choice",
+    "Effort",
+    "PoolScan",
+    "QueryScan",
+    "Scan",
+    "Scanner",
+    "duplicates",
+    "merge_neighbours",
+    "nearest",
+    "resolve_backend",
+    "scan",
+]
 
 
-class Backend(NamedTuple):
-    """Where a backend is, and the kind of device that it runs on."""
+class Scanner:
+    """Compares the rows of a pool, part by part, with queries that stay on the device.
 
-    module: str
-    device: str
+    Parts may come in any order and size: no result depends on either.
+    """
 
+    def __init__(
+        self,
+        queries_MD: Rows,
+        threshold_M: Floats | None = None,
+        offsets_S1: Ints | None = None,
+        *,
+        k: int,
+        backend: str = "auto",
+        device: str = "auto",
+    ) -> None:
+        """Prepare the queries.
 
-BACKENDS = {
-    "reference": Backend("kernels.reference", "cpu"),
-    "torch-cpu": Backend("kernels.torch_backend", "cpu"),
-    "torch-cuda": Backend("kernels.torch_backend", "cuda"),
-}
-"""Every backend by name. Its module has `scan` and `nearest` and is imported when it is chosen."""
+        Args:
+            queries_MD: float16 rows of length one, the test images of all sets, set by set.
+            threshold_M: tau_j as float64, a cosine; above means strictly above. None to look for
+                neighbours only.
+            offsets_S1: int64; the queries of set s are offsets[s]:offsets[s + 1], at least one.
+            k: neighbours kept for each query.
+            backend: a name of `BACKENDS`, or "auto": see `resolve_backend`.
+            device: "cpu", "cuda" for all GPUs that this process sees, "cuda:1", or "auto".
+
+        Raises:
+            TypeError: an array of another dtype, or a count that is not an integer.
+            ValueError: shapes that do not fit, a row that is not finite or not of length one, a
+                threshold beyond any similarity, an unknown backend or device.
+            RuntimeError: CUDA is asked for and absent.
+        """
+        check_matrix("queries_MD", queries_MD)
+        check_count("k", k, 1)
+        if threshold_M is None or offsets_S1 is None:
+            if threshold_M is not None or offsets_S1 is not None:
+                raise ValueError("threshold_M and offsets_S1 go together, one of them is None")
+            threshold_M = np.full(len(queries_MD), np.inf)
+            offsets_S1 = np.zeros(1, dtype=np.int64)
+        else:
+            check_thresholds(queries_MD, threshold_M, offsets_S1)
+        check_rows("queries_MD", queries_MD)
+        self.choice = resolve_backend(backend, device)
+        """The backend and device, and why."""
+        self._dimensions = queries_MD.shape[1]
+        self._parts: list[tuple[int, int]] = []
+        self._scanner = make_scanner(
+            self.choice.backend, self.choice.device, queries_MD, threshold_M, offsets_S1, k=k
+        )
+
+    def add(
+        self,
+        pool_ND: Rows,
+        *,
+        row_offset: int | None = None,
+        progress: Progress = lambda done, rows: None,
+    ) -> PoolScan:
+        """Compare another part of the pool with all queries, in one pass.
+
+        Args:
+            pool_ND: float16 rows of length one; may be a memory map, it is read block by block.
+            row_offset: what its first row counts as; by default parts follow each other.
+            progress: called as `progress(rows_done, rows)`, in the calling thread.
+
+        Returns:
+            What is said of its rows; of the neighbours and counts, `finish` tells.
+
+        Raises:
+            TypeError: not float16, or an offset that is not an integer.
+            ValueError: a row that is not finite or not of length one, other dimensions than those
+                of the queries, or rows that were added before.
+            RuntimeError: arithmetic broke its bound.
+        """
+        check_matrix("pool_ND", pool_ND, self._dimensions)
+        if row_offset is None:
+            row_offset = max((last for _, last in self._parts), default=0)
+        check_count("row_offset", row_offset, 0)
+        part = (int(row_offset), int(row_offset) + len(pool_ND))
+        for first, last in self._parts:
+            if part[0] < last and first < part[1]:
+                raise ValueError(
+                    f"rows {part[0]}:{part[1]} overlap {first}:{last}, which were added before: "
+                    "row_offset counts over the whole pool"
+                )
+        self._parts.append(part)
+        result: PoolScan = self._scanner.add(pool_ND, part[0], progress)
+        return result
+
+    def finish(self) -> tuple[QueryScan, Effort]:
+        """Tell of the queries, over all rows added, and start anew with the same queries."""
+        self._parts = []
+        result: tuple[QueryScan, Effort] = self._scanner.finish()
+        return result
 
 
 def scan(
@@ -53,113 +156,68 @@ def scan(
     k: int,
     backend: str = "auto",
     device: str = "auto",
-    row_offset: int = 0,
 ) -> Scan:
     """Compare every pool row with every query, in one pass and without an N x M matrix.
 
-    Args:
-        pool_ND: float16 rows of length one; may be a memory map, it is read block by block.
-        queries_MD: float16 rows of length one, the test images of all sets, set by set.
-        threshold_M: tau_j as float64, a cosine; above means strictly above.
-        offsets_S1: int64; the queries of set s are offsets[s]:offsets[s + 1], at least one.
-        k: neighbours kept for each query; the pool may be smaller, see `Scan`.
-        backend: a name of `BACKENDS`, or "auto": see `resolve_backend`.
-        device: "cpu", "cuda", "cuda:1", or "auto".
-        row_offset: what the pool's first row counts as in `neighbour_row_MK`, so that scans of
-            several files can be merged.
-
-    Raises:
-        TypeError: an array of another dtype, or a count that is not an integer.
-        ValueError: shapes that do not fit, a row that is not finite or not of length one, a
-            threshold beyond any similarity, an unknown backend or device.
-        RuntimeError: CUDA is asked for and absent, or arithmetic broke its proven bound.
+    Arguments and errors are those of `Scanner`; in addition, k must not exceed N.
     """
-    check_scan(pool_ND, queries_MD, threshold_M, offsets_S1)
-    module, device = _chosen(queries_MD, k, backend, device, row_offset)
-    result: Scan = module.scan(pool_ND, queries_MD, threshold_M, offsets_S1, k=k, device=device)
-    return dataclasses.replace(
-        result, neighbour_row_MK=_shifted(result.neighbour_row_MK, row_offset)
-    )
+    check_matrix("queries_MD", queries_MD)
+    _check_pool(pool_ND, queries_MD, k)
+    scanner = Scanner(queries_MD, threshold_M, offsets_S1, k=k, backend=backend, device=device)
+    pool = scanner.add(pool_ND)
+    queries, effort = scanner.finish()
+    return Scan(**vars(queries), **vars(pool), backend=scanner.choice.backend, effort=effort)
 
 
 def nearest(
-    pool_ND: Rows,
-    queries_MD: Rows,
-    *,
-    k: int,
-    backend: str = "auto",
-    device: str = "auto",
-    row_offset: int = 0,
+    pool_ND: Rows, queries_MD: Rows, *, k: int, backend: str = "auto", device: str = "auto"
 ) -> tuple[Floats, Ints]:
     """Find the k nearest pool rows of each query: similarity (M, K) and row (M, K).
 
     The same numbers as `neighbour_similarity_MK` and `neighbour_row_MK` of a `scan`, for less
     work; arguments and errors as there.
     """
-    check_matrices(pool_ND, queries_MD)
-    module, device = _chosen(queries_MD, k, backend, device, row_offset)
-    similarity_MK, row_MK = module.nearest(pool_ND, queries_MD, k=k, device=device)
-    return similarity_MK, _shifted(row_MK, row_offset)
+    check_matrix("queries_MD", queries_MD)
+    _check_pool(pool_ND, queries_MD, k)
+    scanner = Scanner(queries_MD, k=k, backend=backend, device=device)
+    scanner.add(pool_ND)
+    queries, _ = scanner.finish()
+    return queries.neighbour_similarity_MK, queries.neighbour_row_MK
 
 
-def resolve_backend(name: str = "auto", device: str = "auto") -> str:
-    """Choose a backend, once and by rule, so that it can be printed and stored.
+def duplicates(
+    rows_ND: Rows, *, threshold: float, backend: str = "auto", device: str = "auto"
+) -> npt.NDArray[np.bool_]:
+    """Mark the rows that have similarity strictly above `threshold` to a row before them.
 
-    A name stays what it is, if the device fits it. "auto" is torch on the device, and on a device
-    that is "auto" too, torch on CUDA if there is a CUDA device, else on the CPU.
+    Memory does not grow with the square of N.
+
+    Args:
+        rows_ND: float16 rows of length one, as a rule those of one cluster, by rising identity.
+        threshold: a cosine.
+        backend: as for `Scanner`.
+        device: as for `Scanner`.
 
     Returns:
-        A name of `BACKENDS`, which `scan` and `nearest` accept.
+        (N,) bool. The first row is never marked.
 
     Raises:
-        ValueError: an unknown name or device, or a device that the backend does not run on.
-        RuntimeError: CUDA is asked for and absent.
+        TypeError: not float16.
+        ValueError: a row that is not finite or not of length one, or a threshold that no
+            similarity can reach.
     """
-    kind = device.partition(":")[0]
-    if device not in ("auto", "cpu") and not _is_cuda(device):
-        raise ValueError(f"unknown device {device!r}, expected auto, cpu, cuda or cuda:<number>")
-    if name == "auto":
-        on_cuda = kind == "cuda" or (kind == "auto" and _cuda_devices() > 0)
-        name = "torch-cuda" if on_cuda else "torch-cpu"
-    elif name not in BACKENDS:
-        raise ValueError(_unknown(name))
-    needed = BACKENDS[name].device
-    if kind not in ("auto", needed):
-        raise ValueError(f"backend {name!r} runs on {needed}, not on device {device!r}")
-    if needed == "cuda" and _cuda_devices() <= int(device.partition(":")[2] or 0):
-        raise RuntimeError(
-            f"backend {name!r} needs CUDA device {device!r}, torch sees {_cuda_devices()}"
-        )
-    return name
+    check_matrix("rows_ND", rows_ND)
+    check_threshold("threshold", threshold)
+    check_rows("rows_ND", rows_ND)
+    choice = resolve_backend(backend, device)
+    found: npt.NDArray[np.bool_] = find_duplicates(
+        choice.backend, choice.device, rows_ND, float(threshold)
+    )
+    return found
 
 
-def _is_cuda(device: str) -> bool:
-    kind, colon, number = device.partition(":")
-    return kind == "cuda" and (number.isdecimal() if colon else True)
-
-
-def _cuda_devices() -> int:
-    count: int = importlib.import_module("torch").cuda.device_count()
-    return count
-
-
-def _unknown(name: str) -> str:
-    known = ["auto", *BACKENDS]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown backend {name!r}, expected one of {', '.join(known)}{meant}"
-
-
-def _chosen(
-    queries_MD: Rows, k: int, backend: str, device: str, row_offset: int
-) -> tuple[Any, str]:
-    """Check what `scan` and `nearest` share; the backend's module and its device."""
+def _check_pool(pool_ND: Any, queries_MD: Rows, k: int) -> None:
+    check_matrix("pool_ND", pool_ND, queries_MD.shape[1])
     check_count("k", k, 1)
-    check_count("row_offset", row_offset, 0)
-    check_rows("queries_MD", queries_MD)
-    chosen = BACKENDS[resolve_backend(backend, device)]
-    return importlib.import_module(chosen.module), (chosen.device if device == "auto" else device)
-
-
-def _shifted(row_MK: Ints, row_offset: int) -> Ints:
-    return np.where(row_MK < 0, row_MK, row_MK + row_offset)
+    if k > len(pool_ND):
+        raise ValueError(f"k is {k}, expected at most the number of pool rows, {len(pool_ND)}")

@@ -8,7 +8,7 @@ Shapes: N pool rows, M queries, D dimensions, S test sets (S1 = S + 1), K neighb
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ import numpy.typing as npt
 Rows = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+"""Called as `progress(rows_done, rows)`."""
 
 UNIT_TOLERANCE = 2.0**-10
 """How far a row's length may be from 1: twice what rounding a unit row to float16 can do."""
@@ -26,6 +28,9 @@ LARGEST_SIMILARITY = (1 + UNIT_TOLERANCE) ** 2
 
 MOST_DIMENSIONS = 2**16
 """`float32_bound` is proven up to here."""
+
+ROUNDING = 2.0**-22
+"""More than rounding to float32 changes a number below 2, twice: what bounds are widened by."""
 
 _ROWS_AT_ONCE = 4096
 
@@ -40,7 +45,18 @@ def float32_bound(dimensions: int) -> float:
     return dimensions * 2.0**-24 * 1.01
 
 
-def check_scan(pool_ND: Rows, queries_MD: Rows, threshold_M: Floats, offsets_S1: Ints) -> None:
+def tensor_core_bound(dimensions: int) -> float:
+    """The same for float16 tensor cores that accumulate in float32, and may truncate.
+
+    D * 2^-23 * 1.31, 1e-4 for D = 640: aligning 16 products with the sum so far, and normalising,
+    cuts off less than 1.2 units in the last place per product (README.md). Hardware is documented
+    less well than IEEE arithmetic, so this one is an assumption; every pair that is compared again
+    tests it.
+    """
+    return dimensions * 2.0**-23 * 1.31
+
+
+def check_thresholds(queries_MD: Rows, threshold_M: Floats, offsets_S1: Ints) -> None:
     """Refuse thresholds and offsets that mean nothing for these queries.
 
     Raises:
@@ -48,7 +64,6 @@ def check_scan(pool_ND: Rows, queries_MD: Rows, threshold_M: Floats, offsets_S1:
         ValueError: a wrong shape, a threshold that is NaN or that no similarity can reach,
             offsets that do not run from 0 to M in steps of one or more.
     """
-    check_matrices(pool_ND, queries_MD)
     _check_dtype("threshold_M", threshold_M, np.float64, "a rounded threshold breaks ties wrongly")
     _check_dtype("offsets_S1", offsets_S1, np.int64, "they index the queries")
     if threshold_M.shape != (len(queries_MD),):
@@ -58,11 +73,21 @@ def check_scan(pool_ND: Rows, queries_MD: Rows, threshold_M: Floats, offsets_S1:
         )
     outside = np.flatnonzero(~(np.abs(threshold_M) <= LARGEST_SIMILARITY))
     if len(outside):
+        check_threshold(f"threshold_M[{outside[0]}]", threshold_M[outside[0]])
+    _check_offsets(offsets_S1, len(queries_MD))
+
+
+def check_threshold(name: str, threshold: float) -> None:
+    """Refuse a threshold that is NaN or that no similarity can reach.
+
+    Raises:
+        ValueError: names it and its value.
+    """
+    if not abs(threshold) <= LARGEST_SIMILARITY:
         raise ValueError(
-            f"threshold_M[{outside[0]}] is {threshold_M[outside[0]]}, expected a cosine within "
+            f"{name} is {threshold}, expected a cosine within "
             f"{LARGEST_SIMILARITY:.6f} of 0 (that value itself makes no row near)"
         )
-    _check_offsets(offsets_S1, len(queries_MD))
 
 
 def _check_offsets(offsets_S1: Ints, queries: int) -> None:
@@ -81,24 +106,28 @@ def _check_offsets(offsets_S1: Ints, queries: int) -> None:
         )
 
 
-def check_matrices(pool_ND: Rows, queries_MD: Rows) -> None:
-    """Refuse a pool and queries that cannot be compared; the rows themselves: `check_rows`.
+def check_matrix(name: str, rows_RD: Rows, dimensions: int | None = None) -> None:
+    """Refuse what is no matrix of embeddings; the rows themselves: `check_rows`.
+
+    Args:
+        name: what it is called.
+        rows_RD: the matrix.
+        dimensions: those of the queries that it is compared with.
 
     Raises:
         TypeError: not a numpy array of float16.
         ValueError: not (rows, D) with at least one row, or D differs or is beyond 65536.
     """
-    for name, rows_RD in (("pool_ND", pool_ND), ("queries_MD", queries_MD)):
-        _check_dtype(name, rows_RD, np.float16, "similarity is defined on the stored rows")
-        if rows_RD.ndim != 2 or 0 in rows_RD.shape:
-            raise ValueError(f"{name} has shape {rows_RD.shape}, expected at least one row (R, D)")
-    if pool_ND.shape[1] != queries_MD.shape[1]:
+    _check_dtype(name, rows_RD, np.float16, "similarity is defined on the stored rows")
+    if rows_RD.ndim != 2 or 0 in rows_RD.shape:
+        raise ValueError(f"{name} has shape {rows_RD.shape}, expected at least one row (R, D)")
+    if dimensions is not None and rows_RD.shape[1] != dimensions:
         raise ValueError(
-            f"pool_ND has {pool_ND.shape[1]} dimensions and queries_MD {queries_MD.shape[1]}, "
+            f"{name} has {rows_RD.shape[1]} dimensions and queries_MD {dimensions}, "
             "expected the same"
         )
-    if pool_ND.shape[1] > MOST_DIMENSIONS:
-        raise ValueError(f"pool_ND has {pool_ND.shape[1]} dimensions, at most {MOST_DIMENSIONS}")
+    if rows_RD.shape[1] > MOST_DIMENSIONS:
+        raise ValueError(f"{name} has {rows_RD.shape[1]} dimensions, at most {MOST_DIMENSIONS}")
 
 
 def _check_dtype(name: str, array: Any, dtype: type[np.generic], why: str) -> None:
@@ -145,6 +174,11 @@ def check_squares(name: str, square_R: Floats, first_row: int) -> None:
             f"{name} row {first_row + bad[0]} has length {length_R[bad[0]]:.6g}, "
             f"expected finite values and a length within {UNIT_TOLERANCE:.6f} of 1"
         )
+
+
+def no_neighbours(queries: int, k: int) -> tuple[Floats, Ints]:
+    """Similarity (M, K) and row (M, K) where there is no pool row."""
+    return np.full((queries, k), -np.inf), np.full((queries, k), -1, dtype=np.int64)
 
 
 def merge_neighbours(parts: Iterable[tuple[Floats, Ints]]) -> tuple[Floats, Ints]:

@@ -7,69 +7,70 @@ Shapes: N pool rows, M queries, D dimensions, S test sets (S1 = S + 1), K neighb
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from kernels.exact import Floats, Ints, Rows, check_rows
+from kernels.exact import Floats, Ints, Progress, Rows, check_rows, merge_neighbours, no_neighbours
+from kernels.results import Effort, PoolScan, QueryScan
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What one pass over a pool says of it, and of the queries of S test sets."""
+class Scanner:
+    """See `kernels.Scanner`."""
 
-    near_NS: npt.NDArray[np.bool_]
-    """Some query j of set s has similarity(x_i, q_j) > threshold_j, strictly."""
-    best_similarity_NS: Floats
-    """The largest similarity to a query of set s."""
-    best_query_NS: Ints
-    """The query that has it, counted over all M queries; of equal ones the lowest."""
-    above_threshold_M: Ints
-    """How many pool rows are above the query's threshold."""
-    neighbour_similarity_MK: Floats
-    """Similarity of the K nearest pool rows, falling; -inf where the pool has fewer than K."""
-    neighbour_row_MK: Ints
-    """Their rows, counted from `row_offset`; of equal ones the lowest; -1 where there is none."""
-    rechecked: int
-    """Pairs that a fast backend compared again in float64."""
-    backend: str
-    """What computed it: a name of `kernels.BACKENDS`."""
+    def __init__(self, queries_MD: Rows, threshold_M: Floats, offsets_S1: Ints, *, k: int) -> None:
+        self._queries_MD, self._threshold_M, self._offsets_S1 = queries_MD, threshold_M, offsets_S1
+        self._k = k
+        self._start_anew()
 
+    def _start_anew(self) -> None:
+        self._above_M = np.zeros(len(self._queries_MD), dtype=np.int64)
+        self._neighbours = [no_neighbours(len(self._queries_MD), self._k)]
+        self._effort = Effort()
 
-def scan(
-    pool_ND: Rows, queries_MD: Rows, threshold_M: Floats, offsets_S1: Ints, *, k: int, device: str
-) -> Scan:
-    """See `kernels.scan`; `device` is "cpu"."""
-    similarity_NM = _similarity(pool_ND, queries_MD)
-    above_NM = similarity_NM > threshold_M
-    best_query_NS = np.stack(
-        [
-            first + similarity_NM[:, first:last].argmax(axis=1)  # argmax gives the lowest of equals
-            for first, last in pairwise(offsets_S1)
-        ],
-        axis=1,
-    )
-    neighbour_similarity_MK, neighbour_row_MK = _neighbours(similarity_NM, k)
-    return Scan(
-        near_NS=np.logical_or.reduceat(above_NM, offsets_S1[:-1], axis=1),
-        best_similarity_NS=np.take_along_axis(similarity_NM, best_query_NS, axis=1),
-        best_query_NS=best_query_NS,
-        above_threshold_M=above_NM.sum(axis=0),
-        neighbour_similarity_MK=neighbour_similarity_MK,
-        neighbour_row_MK=neighbour_row_MK,
-        rechecked=0,
-        backend="reference",
-    )
+    def add(self, pool_ND: Rows, row_offset: int, progress: Progress) -> PoolScan:
+        """See `kernels.Scanner.add`."""
+        started = time.perf_counter()
+        similarity_NM = similarity(pool_ND, self._queries_MD)
+        above_NM = similarity_NM > self._threshold_M
+        best_query_NS = np.empty((len(pool_ND), len(self._offsets_S1) - 1), dtype=np.int64)
+        for test, (first, last) in enumerate(pairwise(self._offsets_S1)):
+            # argmax gives the lowest of equals
+            best_query_NS[:, test] = first + similarity_NM[:, first:last].argmax(axis=1)
+        similarity_MK, row_MK = _neighbours(similarity_NM, self._k)
+        row_MK[row_MK >= 0] += row_offset
+        self._neighbours.append((similarity_MK, row_MK))
+        self._above_M += above_NM.sum(axis=0)
+        progress(len(pool_ND), len(pool_ND))
+        seconds = time.perf_counter() - started
+        self._effort += Effort(
+            rows=len(pool_ND),
+            flop=2 * similarity_NM.size * pool_ND.shape[1],
+            seconds=seconds,
+            multiplying=seconds,
+        )
+        return PoolScan(
+            near_NS=np.logical_or.reduceat(above_NM, self._offsets_S1[:-1], axis=1),
+            best_similarity_NS=np.take_along_axis(similarity_NM, best_query_NS, axis=1),
+            best_query_NS=best_query_NS,
+        )
 
-
-def nearest(pool_ND: Rows, queries_MD: Rows, *, k: int, device: str) -> tuple[Floats, Ints]:
-    """See `kernels.nearest`; `device` is "cpu"."""
-    return _neighbours(_similarity(pool_ND, queries_MD), k)
+    def finish(self) -> tuple[QueryScan, Effort]:
+        """See `kernels.Scanner.finish`."""
+        found = QueryScan(self._above_M, *merge_neighbours(self._neighbours)), self._effort
+        self._start_anew()
+        return found
 
 
-def _similarity(pool_ND: Rows, queries_MD: Rows) -> Floats:
+def duplicates(rows_ND: Rows, *, threshold: float) -> npt.NDArray[np.bool_]:
+    """See `kernels.duplicates`."""
+    above_NN = similarity(rows_ND, rows_ND) > threshold
+    return np.asarray(np.tril(above_NN, -1).any(axis=1))
+
+
+def similarity(pool_ND: Rows, queries_MD: Rows) -> Floats:
     """(N, M), exact; adding 0.0 leaves one zero, the sign of the other depends on the order."""
     check_rows("pool_ND", pool_ND)
     similarity_NM: Floats = pool_ND.astype(np.float64) @ queries_MD.astype(np.float64).T

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +82,7 @@ SIMILARITY = Schema(
         "neighbour_similarity": ("float64", ("M", "k")),
         "neighbour_row": ("int64", ("M", "k")),  # row of this embeddings file
     },
-    ("tests", "offsets", "backend", "rechecked"),
+    ("tests", "offsets", "backend", "rechecked", "epsilon"),
 )
 MASK = Schema(
     "mask",
@@ -184,6 +186,22 @@ def read(path: Path, schema: Schema) -> Artifact:
         raise OutputError(f"{path}: can't be read: {error}") from error
     _check(path, schema, arrays, attributes, OutputError)
     return Artifact(path, digest, arrays, attributes)
+
+
+def prefetch(*paths: Path) -> None:
+    """Read files in a thread, one after the other, so that a memory map finds them in memory.
+
+    A missing file is left to whoever reads it. The thread ends with the process.
+    """
+
+    def read_all() -> None:
+        buffer = bytearray(_BLOCK_BYTES >> 2)
+        for path in paths:
+            with suppress(OSError), path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+    threading.Thread(target=read_all, daemon=True, name="prefetch").start()
 
 
 def verify(path: Path, schema: Schema, digest: str) -> dict[str, str]:

@@ -6,9 +6,9 @@ tau_j is the similarity of test image j to its nearest neighbour in the referenc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from pipeline import artifacts
 from pipeline.experiment import ReferenceSet, Similarity, TestSet
 from pipeline.layout import REFERENCE, Layout
 from pipeline.sources import classes_in, label_ranges
+
+if TYPE_CHECKING:
+    import kernels
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,19 @@ class Reference:
         import kernels
         from pipeline.models import job_device
 
-        device = job_device(self.similarity.device, context.resources.gpus)
-        backend = kernels.resolve_backend(self.similarity.backend, device)
         queries = self._embeddings(task.name, 0)
-        files: list[dict[str, Any]] = []
-        similarity, row = kernels.merge_neighbours(
-            self._nearest(queries, backend, device, files, context)
+        scanner = kernels.Scanner(
+            queries,
+            k=self.similarity.neighbours,
+            backend=self.similarity.backend,
+            device=job_device(self.similarity.device, context.resources.gpus),
         )
+        chosen = scanner.choice
+        print(f"backend {chosen.backend} on {chosen.device} ({chosen.why})", flush=True)
+        files = self._add_files(scanner, context)
+        found, effort = scanner.finish()
+        print(f"{task.name}: {effort}", flush=True)
+        similarity, row = found.neighbour_similarity_MK, found.neighbour_row_MK
         threshold = self.tests[task.name].threshold
         tau = (
             np.ascontiguousarray(similarity[:, 0])
@@ -83,44 +92,28 @@ class Reference:
             {
                 "test": task.name,
                 "threshold_from": threshold,
-                "backend": backend,
+                "backend": chosen.backend,
                 "reference_files": files,
             },
         )
         mean = round(float(tau.mean()), 4) if len(tau) else None
-        return {"queries": len(tau), "mean_threshold": mean, "backend": backend}
+        return {"queries": len(tau), "mean_threshold": mean, "backend": chosen.backend}
 
-    def _nearest(
-        self,
-        queries: Any,
-        backend: str,
-        device: str,
-        files: list[dict[str, Any]],
-        context: Context,
-    ) -> Iterator[tuple[Any, Any]]:
-        """Yield similarity (m, k) and row (m, k) for each reference file; notes it in `files`."""
-        import kernels
-
-        start, count = 0, len(self._files())
-        for index in self._files():
-            path = self.run_layout.embeddings(REFERENCE, index)
-            rows = self._embeddings(REFERENCE, index)
+    def _add_files(self, scanner: kernels.Scanner, context: Context) -> list[dict[str, Any]]:
+        """Compare with the reference, file by file; returns its files and their rows."""
+        files: list[dict[str, Any]] = []
+        paths = [self.run_layout.embeddings(REFERENCE, index) for index in self._files()]
+        artifacts.prefetch(*paths)
+        for path in paths:
+            rows = artifacts.read(path, artifacts.EMBEDDINGS)["embedding"]
             try:
-                similarity, row = kernels.nearest(
-                    rows,
-                    queries,
-                    k=self.similarity.neighbours,
-                    backend=backend,
-                    device=device,
-                    row_offset=start,
-                )
+                scanner.add(rows)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
-            yield similarity, row
             name = str(path.relative_to(self.run_layout.run))
             files.append({"file": name, "rows": len(rows)})
-            start += len(rows)
-            context.progress(index + 1, count, "files")
+            context.progress(len(files), len(paths), "files")
+        return files
 
     def _embeddings(self, image_set: str, index: int) -> Any:
         path = self.run_layout.embeddings(image_set, index)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpc.stage import Context, Recipe, Task, reference
+from hpc.stage import Context, Counts, Recipe, Rest, Task, reference
 from pipeline import artifacts
 from pipeline.experiment import Pool, Similarity
 from pipeline.layout import POOL, Layout
@@ -56,71 +57,110 @@ class Scan:
         }
         return {"": artifacts.fingerprint(hashes), **parts}
 
-    def run(self, task: Task, context: Context) -> dict[str, Any]:
-        """Compare one embeddings file with all test sets.
+    def run(self, task: Task, context: Context) -> Rest:
+        """Compare one embeddings file with all test sets; its results are written in the rest.
 
         Raises:
             ValueError: rows are not finite or not of length one, or dimensions differ; the
                 message names the file and the row.
         """
-        import kernels
         from pipeline.models import job_device
 
-        started = time.time()
-        path = self.run_layout.embeddings(POOL, int(task.name))
+        path = self._pool_file(task)
+        artifacts.prefetch(path, *([self._pool_file(context.upcoming)] if context.upcoming else []))
         pool = artifacts.read(path, artifacts.EMBEDDINGS)["embedding"]
-        queries, thresholds, offsets = self._queries()
-        device = job_device(self.similarity.device, context.resources.gpus)
-        backend = kernels.resolve_backend(self.similarity.backend, device)
-        if not len(pool):
-            arrays, used = self._nothing(len(queries)), {"backend": backend, "rechecked": 0}
-        else:
-            try:
-                scan = kernels.scan(
-                    pool,
-                    queries,
-                    thresholds,
-                    offsets,
-                    k=self.similarity.neighbours,
-                    backend=backend,
-                    device=device,
+        scanner, offsets = _scanner(
+            tuple(self.run_layout.embeddings(test, 0) for test in self.tests),
+            tuple(self.run_layout.reference(test) for test in self.tests),
+            tuple(context.inputs[name] for name in task.recipe.inputs[1:]),
+            self.similarity.neighbours,
+            self.similarity.backend,
+            job_device(self.similarity.device, context.resources.gpus),
+        )
+        near, best_similarity, best_query = self._of_no_rows()
+        try:
+            if len(pool):
+                found = scanner.add(
+                    pool, progress=lambda done, rows: context.progress(done, rows, "rows")
                 )
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-            arrays = {
-                "near": scan.near_NS,
-                "best_similarity": scan.best_similarity_NS.astype(np.float32),
-                "best_query": (scan.best_query_NS - offsets[:-1]).astype(np.int32),
-                "above_threshold": scan.above_threshold_M,
-                "neighbour_similarity": scan.neighbour_similarity_MK,
-                "neighbour_row": scan.neighbour_row_MK,
-            }
-            used = {"backend": scan.backend, "rechecked": scan.rechecked}
-        attributes = {"tests": self.tests, "offsets": offsets.tolist(), **used}
-        artifacts.write(task.outputs[0], artifacts.SIMILARITY, context.digest, arrays, attributes)
-        near = dict(zip(self.tests, arrays["near"].sum(axis=0).tolist(), strict=True))
-        rate = len(pool) / max(time.time() - started, 1e-9)
-        return {"rows": len(pool), "near": near, "rows_per_second": round(rate, 1), **used}
-
-    def _queries(self) -> tuple[Any, Any, Any]:
-        """All test images: embeddings (M, D), thresholds (M,), offsets (S + 1,)."""
-        paths = [self.run_layout.embeddings(test, 0) for test in self.tests]
-        rows = [artifacts.read(path, artifacts.EMBEDDINGS)["embedding"] for path in paths]
-        taus = [
-            artifacts.read(self.run_layout.reference(test), artifacts.REFERENCE)["threshold"]
-            for test in self.tests
-        ]
-        offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-        return np.concatenate(rows), np.concatenate(taus), offsets
-
-    def _nothing(self, queries: int) -> dict[str, Any]:
-        """What an embeddings file without rows gives."""
-        sets, k = len(self.tests), self.similarity.neighbours
-        return {
-            "near": np.zeros((0, sets), dtype=bool),
-            "best_similarity": np.zeros((0, sets), dtype=np.float32),
-            "best_query": np.zeros((0, sets), dtype=np.int32),
-            "above_threshold": np.zeros(queries, dtype=np.int64),
-            "neighbour_similarity": np.full((queries, k), -np.inf),
-            "neighbour_row": np.full((queries, k), -1, dtype=np.int64),
+                near, best_similarity = found.near_NS, found.best_similarity_NS
+                best_query = found.best_query_NS
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        finally:
+            queries, effort = scanner.finish()
+        if len(pool):
+            print(f"{task.name}: {effort}", flush=True)
+        arrays = {
+            "near": near,
+            "best_similarity": best_similarity.astype(np.float32),
+            "best_query": (best_query - offsets[:-1]).astype(np.int32),
+            "above_threshold": queries.above_threshold_M,
+            "neighbour_similarity": queries.neighbour_similarity_MK,
+            "neighbour_row": queries.neighbour_row_MK,
         }
+        used = {
+            "backend": scanner.choice.backend,
+            "rechecked": effort.rechecked,
+            "epsilon": effort.epsilon,
+        }
+        attributes = {"tests": self.tests, "offsets": offsets.tolist(), **used}
+
+        def write() -> Counts:
+            output = task.outputs[0]
+            artifacts.write(output, artifacts.SIMILARITY, context.digest, arrays, attributes)
+            return {
+                "rows": len(pool),
+                "near": dict(zip(self.tests, near.sum(axis=0).tolist(), strict=True)),
+                "rows_per_second": round(effort.rows_per_second, 1),
+                "tflops": round(effort.tflops, 4),
+                "bound_by": effort.bound_by,
+                "why_backend": scanner.choice.why,
+                **used,
+            }
+
+        return write
+
+    def _pool_file(self, task: Task) -> Path:
+        return self.run_layout.embeddings(POOL, int(task.name))
+
+    def _of_no_rows(self) -> tuple[Any, Any, Any]:
+        shape = (0, len(self.tests))
+        return np.zeros(shape, dtype=bool), np.zeros(shape), np.zeros(shape, dtype=np.int64)
+
+
+@lru_cache(maxsize=1)
+def _scanner(
+    images: tuple[Path, ...],
+    thresholds: tuple[Path, ...],
+    contents: tuple[str, ...],
+    neighbours: int,
+    backend: str,
+    device: str,
+) -> tuple[Any, Any]:
+    """Test images on the device, kept for all tasks of a job; and their offsets (S + 1,).
+
+    Args:
+        images: embeddings of each test set.
+        thresholds: what the reference stage says of each.
+        contents: fingerprints of `thresholds`: what changed is read again.
+        neighbours: K.
+        backend: a name or "auto".
+        device: a name or "auto".
+    """
+    import kernels
+
+    rows = [artifacts.read(path, artifacts.EMBEDDINGS)["embedding"] for path in images]
+    taus = [artifacts.read(path, artifacts.REFERENCE)["threshold"] for path in thresholds]
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    scanner = kernels.Scanner(
+        np.concatenate(rows),
+        np.concatenate(taus),
+        offsets,
+        k=neighbours,
+        backend=backend,
+        device=device,
+    )
+    chosen = scanner.choice
+    print(f"backend {chosen.backend} on {chosen.device} ({chosen.why})", flush=True)
+    return scanner, offsets

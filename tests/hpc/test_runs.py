@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from hpc.executors import job_environment, run_local
+from hpc.executors import job_environment, run_inline, run_local
 from hpc.ledger import Ledger
 from hpc.room import Room
 from hpc.stage import Resources
+from hpc.worker import JobRecord, TasksFailed, Worker
 from tests.hpc.conftest import Quiet, Study
 
 ALL = ["all", "lefts", "letters/a", "letters/b", "letters/c"]
@@ -150,6 +151,28 @@ def test_a_failing_task_stops_neither_its_neighbours_nor_strangers(
     assert study.submit(execute) == []
     assert study.ran() == ["all", "lefts", "letters/b"]
     assert Ledger(study.run).attempt("write", "letters/b") is None
+
+
+def test_the_rest_of_a_task_runs_beside_the_next(study: Study) -> None:
+    study.texts.update(a="later", b="later fails", c="cd")
+    plan = study.plan(at_once=1)
+    assert list(map(list, plan.stages[0].elements)) == [["letters/a", "letters/b", "letters/c"]]
+    with pytest.raises(TasksFailed, match="1 of 3 write tasks failed: letters/b"):
+        Worker(plan.path, "write", 0)(JobRecord(cluster="inline"))
+    assert (study.run / "order.log").read_text().splitlines() == [
+        "letters/a starts, upcoming letters/b",
+        "letters/b starts, upcoming letters/c",
+        "letters/a written",  # before b's rest begins: only one waits
+        "letters/c starts, upcoming None",
+        "letters/c written",
+    ]
+    states = study.states()
+    assert states["write/letters/a"] == states["write/letters/c"] == "done"
+    attempt = Ledger(study.run).attempt("write", "letters/b")
+    assert attempt is not None
+    assert attempt["error"] == "ValueError: letters/b: the rest of this text fails"
+    study.texts["b"] = "later"
+    assert study.submit(run_inline) == []  # nothing is left locked
 
 
 def test_a_job_that_is_killed_is_seen_and_the_rest_goes_on(study: Study) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.files import write_text
-from hpc.stage import Context, OutputError, Recipe, Task
+from hpc.stage import Context, Counts, OutputError, Recipe, Rest, Task
 
 
 def _check(task: Task, digest: str) -> dict[str, str]:
@@ -48,14 +48,28 @@ class Write:
             for name, text in self.texts.items()
         ]
 
-    def run(self, task: Task, context: Context) -> dict[str, Any]:
+    def run(self, task: Task, context: Context) -> Counts | Rest:
         text = task.recipe.settings["text"]
         with (self.run_folder / "runs.log").open("a") as log:
             log.write(f"{task.name}\n")
         first = (self.run_folder / "runs.log").read_text().split().count(task.name) == 1
+        self._say(f"{task.name} starts, upcoming {context.upcoming and context.upcoming.name}")
         _misbehave(task.name, text, first, context)
-        write_text(task.outputs[0], f"{context.digest}\n{text}")
-        return {"read": len(text), "used": len(text)}
+
+        def rest() -> dict[str, Any]:
+            if text.startswith("later"):
+                _take(1, context)
+            if text == "later fails":
+                raise ValueError(f"{task.name}: the rest of this text fails")
+            write_text(task.outputs[0], f"{context.digest}\n{text}")
+            self._say(f"{task.name} written")
+            return {"read": len(text), "used": len(text)}
+
+        return rest if text.startswith("later") else rest()
+
+    def _say(self, line: str) -> None:
+        with (self.run_folder / "order.log").open("a") as log:
+            log.write(f"{line}\n")
 
     def check(self, task: Task, digest: str) -> dict[str, str]:
         return _check(task, digest)

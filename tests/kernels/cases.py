@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import kernels
+from kernels import cpu_backend, grouped
+from kernels.choice import _fault
 from kernels.exact import Floats, Ints, Rows
+from kernels.grouped import Place
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+ON_CPU = [name for name in cpu_backend.ENGINES if not _fault(name, "cpu")]
+"""Those that this processor has the instructions for."""
 
 
 class Case(NamedTuple):
@@ -49,7 +54,7 @@ def make_case(
 def assert_same(found: kernels.Scan, expected: kernels.Scan) -> None:
     """Every array has the same dtype, shape and bits."""
     for field in fields(kernels.Scan):
-        if field.name not in ("rechecked", "backend"):
+        if field.name not in ("effort", "backend"):
             assert_same_bits(getattr(found, field.name), getattr(expected, field.name), field.name)
 
 
@@ -58,3 +63,37 @@ def assert_same_bits(found: np.ndarray, expected: np.ndarray, name: str = "") ->
     assert found.shape == expected.shape, name
     np.testing.assert_array_equal(found, expected, err_msg=name)
     assert found.tobytes() == expected.tobytes(), f"{name}: another zero"
+
+
+def scan_with(
+    make_engine: Any,
+    case: Case,
+    k: int,
+    *,
+    width: int = 8,
+    block_rows: int = 64,
+    workers: int = 2,
+    cuts: tuple[int, ...] = (),
+) -> kernels.Scan:
+    """Scan with an engine, cut as told; the parts of the pool are added last part first."""
+    place = Place(torch.device("cpu"), make_engine, width, workers, block_rows)
+    scanner = grouped.Scanner(*case[1:], k=k, places=[place])
+    borders = [0, *cuts, len(case.pool_ND)]
+    parts = [
+        scanner.add(case.pool_ND[first:last], first, lambda done, rows: None)
+        for first, last in list(pairwise(borders))[::-1]
+    ][::-1]
+    queries, effort = scanner.finish()
+    pool = {
+        field.name: np.concatenate([getattr(part, field.name) for part in parts])
+        for field in fields(kernels.PoolScan)
+    }
+    return kernels.Scan(**pool, **vars(queries), backend="", effort=effort)
+
+
+def reference(case: Case, k: int) -> kernels.Scan:
+    """By the definition; K may exceed N."""
+    scanner = kernels.Scanner(*case[1:], k=k, backend="reference")
+    pool = scanner.add(case.pool_ND)
+    queries, effort = scanner.finish()
+    return kernels.Scan(**vars(pool), **vars(queries), backend="reference", effort=effort)

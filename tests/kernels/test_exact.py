@@ -24,24 +24,12 @@ def test_float32_products_stay_within_the_bound(dimensions: int) -> None:
         assert np.abs(one_by_one - exact).max() > 0
 
 
-def test_a_product_that_is_not_float32_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = make_case(rows=50, queries=20, dimensions=64, tests=1)
-    real = torch.mm
-
-    def bfloat16_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        return out.copy_(real(a.bfloat16(), b.bfloat16()))
-
-    monkeypatch.setattr(torch, "mm", bfloat16_mm)
-    with pytest.raises(RuntimeError, match=r"the proven bound is 3\.85e-06: .* is not float32"):
-        kernels.scan(*case, k=3, backend="torch-cpu")
-
-
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_precision_of_the_caller_is_overruled_and_restored(precision: str) -> None:
     case = make_case(rows=50, queries=20, dimensions=64, tests=1)
     torch.set_float32_matmul_precision(precision)
     try:
-        kernels.scan(*case, k=3, backend="torch-cpu")
+        kernels.scan(*case, k=3, backend="cpu-float32")
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -129,11 +117,11 @@ BAD = [
     ({"offsets_S1": np.array([0, 9, 4, 12])}, ValueError, r"offsets_S1\[1:3\] is \[9 4\]"),
     ({"k": 0}, ValueError, "k is 0, expected at least 1"),
     ({"k": 2.0}, TypeError, r"k is 2\.0, expected an integer"),
-    ({"row_offset": -3}, ValueError, "row_offset is -3, expected at least 0"),
+    ({"k": 13}, ValueError, "k is 13, expected at most the number of pool rows, 12"),
 ]
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch-cpu"])
+@pytest.mark.parametrize("backend", ["reference", "cpu-float32"])
 @pytest.mark.parametrize(("change", "error", "message"), BAD)
 def test_bad_input_is_refused(
     change: dict[str, Any], error: type[Exception], message: str, backend: str
@@ -142,6 +130,22 @@ def test_bad_input_is_refused(
     arguments: dict[str, Any] = {**case._asdict(), "k": 3, "backend": backend}
     with pytest.raises(error, match=message):
         kernels.scan(**{**arguments, **change})
+
+
+def test_bad_arguments_of_a_scanner_and_of_duplicates() -> None:
+    case = make_case(rows=12, queries=12, dimensions=8, tests=2)
+    with pytest.raises(ValueError, match="threshold_M and offsets_S1 go together"):
+        kernels.Scanner(case.queries_MD, case.threshold_M, k=1)
+    scanner = kernels.Scanner(case.queries_MD, k=1, backend="cpu-float32")
+    with pytest.raises(ValueError, match="row_offset is -3, expected at least 0"):
+        scanner.add(case.pool_ND, row_offset=-3)
+    with pytest.raises(ValueError, match="pool_ND has 9 dimensions and queries_MD 8"):
+        scanner.add(unit_rows(np.random.default_rng(0), 4, 9))
+    for threshold in (1.1, np.nan):
+        with pytest.raises(ValueError, match=f"threshold is {threshold}, expected a cosine"):
+            kernels.duplicates(case.pool_ND, threshold=threshold)
+    with pytest.raises(ValueError, match="rows_ND row 11 has length nan"):
+        kernels.duplicates(bad_row("rows_ND", 11, np.nan)["rows_ND"], threshold=0.5)
 
 
 def test_the_extreme_thresholds_are_allowed() -> None:

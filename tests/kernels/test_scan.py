@@ -1,4 +1,4 @@
-"""Every backend gives the bits of the definition, however the work is cut."""
+"""Every engine gives the bits of the definition, however the work is cut."""
 
 from __future__ import annotations
 
@@ -13,56 +13,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels import torch_backend
-from kernels.torch_backend import Tile
-from tests.kernels.cases import DEVICES, Case, assert_same, assert_same_bits, make_case, unit_rows
+from kernels import grouped
+from kernels.cpu_backend import ENGINES
+from kernels.neighbours import Neighbours
+from tests.kernels.cases import (
+    ON_CPU,
+    Case,
+    assert_same,
+    assert_same_bits,
+    make_case,
+    reference,
+    scan_with,
+    unit_rows,
+)
 
-SHAPES = [  # N, M, D, S, k, tile: one tile to several times seven, whole and ragged
-    (1, 1, 1, 1, 1, None),
-    (1, 7, 3, 2, 4, (1, 1)),
-    (5, 3, 2, 3, 5, (5, 3)),
-    (7, 5, 16, 1, 9, (3, 2)),
-    (49, 14, 33, 1, 3, (7, 14)),
-    (50, 29, 640, 6, 10, (8, 5)),
-    (64, 64, 512, 2, 1, (64, 64)),
-    (129, 65, 7, 5, 13, (32, 16)),
-    (333, 41, 65, 3, 10, (50, 41)),
-    (700, 90, 24, 4, 5, (101, 13)),
-    (1500, 30, 8, 2, 20, None),
+SHAPES = [  # N, M, D, S, k, W, B, cuts: whole and ragged groups and blocks, parts in two ways
+    (1, 1, 1, 1, 1, 1, 1, ()),
+    (1, 7, 3, 2, 4, 4, 1, ()),
+    (5, 3, 2, 3, 5, 8, 3, (2,)),
+    (7, 5, 16, 1, 9, 2, 1, (1, 6)),
+    (49, 14, 33, 1, 3, 32, 7, ()),
+    (50, 29, 640, 6, 10, 4, 8, (13, 14)),
+    (64, 64, 512, 2, 1, 64, 64, ()),
+    (129, 65, 7, 5, 13, 16, 32, (100,)),
+    (333, 41, 65, 3, 10, 32, 50, (1, 2, 300)),
+    (700, 90, 24, 4, 5, 8, 101, ()),
+    (700, 90, 24, 4, 5, 1, 4096, (350,)),
+    (1500, 30, 8, 2, 20, 32, 4096, ()),
 ]
 
 
-def scan(
-    case: Case, k: int, device: str = "cpu", tile: tuple[int, int] | None = None
-) -> kernels.Scan:
-    return torch_backend.scan(*case, k=k, device=device, tile=tile and Tile(*tile))
-
-
-def reference(case: Case, k: int) -> kernels.Scan:
-    return kernels.scan(*case, k=k, backend="reference")
-
-
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("engine", ON_CPU)
 @pytest.mark.parametrize("ties", [True, False])
-@pytest.mark.parametrize(("rows", "queries", "dimensions", "tests", "k", "tile"), SHAPES)
-def test_torch_is_the_reference_bit_for_bit(
+@pytest.mark.parametrize(
+    ("rows", "queries", "dimensions", "tests", "k", "width", "block", "cuts"), SHAPES
+)
+def test_an_engine_is_the_reference_bit_for_bit(
     rows: int,
     queries: int,
     dimensions: int,
     tests: int,
     k: int,
-    tile: tuple[int, int] | None,
+    width: int,
+    block: int,
+    cuts: tuple[int, ...],
     ties: bool,
-    device: str,
+    engine: str,
 ) -> None:
     case = make_case(rows, queries, dimensions, tests, ties=ties)
-    expected = reference(case, k)
-    assert_same(scan(case, k, device, tile), expected)
-    similarity_MK, row_MK = torch_backend.nearest(
-        *case[:2], k=k, device=device, tile=tile and Tile(*tile)
-    )
-    assert_same_bits(similarity_MK, expected.neighbour_similarity_MK)
-    assert_same_bits(row_MK, expected.neighbour_row_MK)
+    found = scan_with(ENGINES[engine], case, k, width=width, block_rows=block, cuts=cuts)
+    assert_same(found, reference(case, k))
+    assert found.effort.rows == rows
+    assert found.effort.flop == 2 * rows * queries * dimensions
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,22 +74,89 @@ def test_torch_is_the_reference_bit_for_bit(
     dimensions=st.integers(1, 40),
     tests=st.integers(1, 4),
     k=st.integers(1, 12),
-    tile=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    width=st.integers(1, 9),
+    block=st.integers(1, 20),
+    cut=st.integers(0, 40),
     seed=st.integers(0, 2**32 - 1),
     ties=st.booleans(),
+    engine=st.sampled_from(ON_CPU),
 )
-def test_torch_is_the_reference_for_any_shape_and_tile(
+def test_an_engine_is_the_reference_for_any_shape_and_cut(
     rows: int,
     queries: int,
     dimensions: int,
     tests: int,
     k: int,
-    tile: tuple[int, int],
+    width: int,
+    block: int,
+    cut: int,
     seed: int,
     ties: bool,
+    engine: str,
 ) -> None:
     case = make_case(rows, queries, dimensions, min(tests, queries), seed, ties)
-    assert_same(scan(case, k, tile=tile), reference(case, k))
+    cuts = (cut,) if 0 < cut < rows else ()
+    found = scan_with(ENGINES[engine], case, k, width=width, block_rows=block, cuts=cuts)
+    assert_same(found, reference(case, k))
+
+
+@pytest.mark.parametrize("engine", ON_CPU)
+def test_nothing_in_a_group_is_above_its_bound(engine: str) -> None:
+    import torch
+
+    rng = np.random.default_rng(0)
+    rows_BD = torch.from_numpy(unit_rows(rng, 100, 640))
+    for queries_MD in (unit_rows(rng, 96, 640), -rows_BD[:96].numpy()):
+        queries_GWD = torch.from_numpy(queries_MD).view(-1, 8, 640)
+        exact_BG = (
+            (rows_BD.double() @ queries_GWD.view(-1, 640).double().T).view(100, 12, 8).amax(2)
+        )
+        excess_BG = ENGINES[engine](queries_GWD).upper_bounds(rows_BD).double() - exact_BG
+        assert excess_BG.min() >= 0
+        # bfloat16 says no more than 0 of a group that is below 0
+        assert excess_BG[exact_BG > 0].max() < 0.07
+
+
+def test_a_bound_that_is_broken_is_an_error() -> None:
+    class Rough(ENGINES["cpu-float32"]):  # type: ignore[misc]
+        def products(self, rows_XRD, queries_XWD):  # type: ignore[no-untyped-def]
+            return (rows_XRD.bfloat16() @ queries_XWD.bfloat16().mT).float()
+
+    case = make_case(rows=50, queries=20, dimensions=64, tests=1)
+    with pytest.raises(RuntimeError, match="multiplies in lower precision than asked"):
+        scan_with(Rough, case, 3)
+
+
+def test_a_group_bound_that_is_broken_is_an_error() -> None:
+    class Low(ENGINES["cpu-float32"]):  # type: ignore[misc]
+        def upper_bounds(self, rows_BD):  # type: ignore[no-untyped-def]
+            return super().upper_bounds(rows_BD) - 1e-3
+
+    case = make_case(rows=50, queries=20, dimensions=64, tests=1)
+    with pytest.raises(RuntimeError, match=r"is 0\.000\d+ above the bound of its group"):
+        scan_with(Low, case, 3)
+
+
+@pytest.mark.parametrize("backend", ["reference", *ON_CPU])
+@pytest.mark.parametrize("threshold", [-1.0, 0.3, 0.8, 0.999, 1.0])
+def test_duplicates_are_the_later_of_similar_rows(backend: str, threshold: float) -> None:
+    rows_ND = unit_rows(np.random.default_rng(0), 300, 48)
+    exact_NN = rows_ND.astype(np.float64) @ rows_ND.T.astype(np.float64)
+    expected = [bool((exact_NN[row, :row] > threshold).any()) for row in range(300)]
+    found = kernels.duplicates(rows_ND, threshold=threshold, backend=backend)
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("engine", ON_CPU)
+def test_duplicates_over_many_spans(engine: str) -> None:
+    import torch
+
+    rows_ND = unit_rows(np.random.default_rng(1), 200, 24)
+    place = grouped.Place(torch.device("cpu"), ENGINES[engine], 4, 2, 11)  # spans of 44 rows
+    found = grouped.duplicates(rows_ND, threshold=0.9, place=place)
+    expected = kernels.duplicates(rows_ND, threshold=0.9, backend="reference")
+    assert 0 < expected.sum() < 199
+    assert_same_bits(found, expected)
 
 
 def test_the_reference_is_exact() -> None:
@@ -119,7 +188,7 @@ def test_the_reference_is_exact() -> None:
             )
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch-cpu"])
+@pytest.mark.parametrize("backend", ["reference", *ON_CPU])
 def test_copies_of_the_nearest_reference_image_are_not_near(backend: str) -> None:
     rng = np.random.default_rng(3)
     references, queries_MD = unit_rows(rng, 200, 96), unit_rows(rng, 40, 96)
@@ -135,7 +204,7 @@ def test_copies_of_the_nearest_reference_image_are_not_near(backend: str) -> Non
     assert_same_bits(found.neighbour_similarity_MK[:, 0], tau[:, 0].copy())
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch-cpu"])
+@pytest.mark.parametrize("backend", ["reference", *ON_CPU])
 def test_equal_rows_go_to_the_lowest_row_and_query(backend: str) -> None:
     row = unit_rows(np.random.default_rng(0), 1, 20)
     pool_ND, queries_MD = np.repeat(row, 30, axis=0), np.repeat(row, 9, axis=0)
@@ -146,29 +215,28 @@ def test_equal_rows_go_to_the_lowest_row_and_query(backend: str) -> None:
     assert (found.above_threshold_M == 30).all()
 
 
-def test_a_small_pool_is_padded() -> None:
+def test_parts_may_be_smaller_than_k() -> None:
     case = make_case(rows=2, queries=3, dimensions=5, tests=1)
-    found = scan(case, k=4)
+    found = scan_with(ENGINES["cpu-float32"], case, 4)
     assert np.isfinite(found.neighbour_similarity_MK[:, :2]).all()
     assert (found.neighbour_similarity_MK[:, 2:] == -np.inf).all()
     assert (found.neighbour_row_MK[:, 2:] == -1).all()
-    shifted = kernels.scan(*case, k=4, row_offset=100)
-    assert (shifted.neighbour_row_MK[:, :2] == found.neighbour_row_MK[:, :2] + 100).all()
-    assert (shifted.neighbour_row_MK[:, 2:] == -1).all()
 
 
 def test_zero_similarity_has_no_sign() -> None:
     pool_ND = np.array([[1, -0.0, 0], [0, 1, -0.0], [-0.0, -0.0, -1]], dtype=np.float16)
     case = Case(pool_ND, pool_ND[::-1].copy(), np.array([0.0, -0.5, 0.5]), np.array([0, 1, 3]))
-    for tile in [(1, 1), (2, 2), (3, 3)]:
-        assert_same(scan(case, 3, tile=tile), reference(case, 3))
-    assert not np.signbit(scan(case, 2).neighbour_similarity_MK).any()
+    for engine in ON_CPU:
+        found = scan_with(ENGINES[engine], case, 3, width=2, block_rows=2)
+        assert_same(found, reference(case, 3))
+        assert not np.signbit(found.neighbour_similarity_MK).any()
 
 
 def test_permuted_rows_give_permuted_results() -> None:
     case = make_case(rows=90, queries=21, dimensions=48, tests=3)
     order = np.random.default_rng(1).permutation(90)
-    found, permuted = scan(case, 90), scan(case._replace(pool_ND=case.pool_ND[order]), 90)
+    found = kernels.scan(*case, k=90)
+    permuted = kernels.scan(case.pool_ND[order], *case[1:], k=90)
     assert_same_bits(permuted.near_NS, found.near_NS[order])
     assert_same_bits(permuted.best_similarity_NS, found.best_similarity_NS[order])
     assert_same_bits(permuted.best_query_NS, found.best_query_NS[order])
@@ -176,49 +244,90 @@ def test_permuted_rows_give_permuted_results() -> None:
     assert_same_bits(permuted.neighbour_similarity_MK, found.neighbour_similarity_MK)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu-float32"])
 @pytest.mark.parametrize("cuts", [[0, 1, 60, 100], [0, 33, 34, 35, 99, 100]])
-def test_files_scanned_one_by_one_and_merged_are_the_whole(cuts: list[int]) -> None:
+def test_parts_added_one_by_one_are_the_whole(cuts: list[int], backend: str) -> None:
     case = make_case(rows=100, queries=17, dimensions=32, tests=2)
     whole = reference(case, 8)
-    parts = [
-        kernels.scan(*case._replace(pool_ND=case.pool_ND[first:last]), k=8, row_offset=first)
-        for first, last in pairwise(cuts)
-    ]
-    neighbours = [(part.neighbour_similarity_MK, part.neighbour_row_MK) for part in parts]
-    for some_order in (neighbours, neighbours[::-1]):
-        similarity_MK, row_MK = kernels.merge_neighbours(some_order)
-        assert_same_bits(similarity_MK, whole.neighbour_similarity_MK)
-        assert_same_bits(row_MK, whole.neighbour_row_MK)
-    assert_same_bits(np.concatenate([part.near_NS for part in parts]), whole.near_NS)
-    above_PM = np.stack([part.above_threshold_M for part in parts])
-    assert_same_bits(above_PM.sum(axis=0), whole.above_threshold_M)
+    scanner = kernels.Scanner(*case[1:], k=8, backend=backend)
+    for _ in range(2):  # `finish` starts anew
+        near = [scanner.add(case.pool_ND[first:last]).near_NS for first, last in pairwise(cuts)]
+        queries, effort = scanner.finish()
+        assert_same_bits(np.concatenate(near), whole.near_NS)
+        assert_same_bits(queries.above_threshold_M, whole.above_threshold_M)
+        assert_same_bits(queries.neighbour_similarity_MK, whole.neighbour_similarity_MK)
+        assert_same_bits(queries.neighbour_row_MK, whole.neighbour_row_MK)
+        assert effort.rows == 100
+    scanner.add(case.pool_ND, row_offset=50)
+    with pytest.raises(ValueError, match=r"rows 149:151 overlap 50:150, which were added before"):
+        scanner.add(case.pool_ND[:2], row_offset=149)
 
 
-def test_many_ties_need_no_more_memory_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_backend, "_PENDING", 100)
+def test_neighbours_by_faiss_are_the_same() -> None:
+    pytest.importorskip("faiss")
+    case = make_case(rows=300, queries=40, dimensions=32, tests=2)
+    whole = reference(case, 6)
+    similarity_MK, row_MK = kernels.nearest(*case[:2], k=6, backend="faiss")
+    assert_same_bits(similarity_MK, whole.neighbour_similarity_MK)
+    assert_same_bits(row_MK, whole.neighbour_row_MK)
+    with pytest.raises(ValueError, match="finds neighbours only: leave threshold_M"):
+        kernels.scan(*case, k=6, backend="faiss")
+    with pytest.raises(ValueError, match="not duplicates"):
+        kernels.duplicates(case.pool_ND, threshold=0.5, backend="faiss")
+
+
+def test_clusters_are_those_that_were_planted() -> None:
+    pytest.importorskip("faiss")
+    from kernels.faiss_backend import assign_clusters, train_clusters
+
+    rng = np.random.default_rng(0)
+    planted = rng.integers(0, 4, 400)
+    row_RD = np.eye(16)[planted] + 0.05 * rng.standard_normal((400, 16))
+    rows_ND = (row_RD / np.linalg.norm(row_RD, axis=1, keepdims=True)).astype(np.float16)
+    centres_CD = train_clusters(rows_ND, 12, seed=1)  # enough for each of the four to have some
+    found = assign_clusters(rows_ND, centres_CD)
+    assert centres_CD.shape == (12, 16)
+    assert len(set(zip(planted.tolist(), found.tolist(), strict=True))) == 12
+    distance_NC = ((rows_ND[:, None].astype(np.float32) - centres_CD) ** 2).sum(axis=2)
+    assert (distance_NC.argmin(axis=1) == found).all()
+    with pytest.raises(ValueError, match="401 clusters of 400 rows"):
+        train_clusters(rows_ND, 401)
+    with pytest.raises(RuntimeError, match="FAISS sees no GPU"):
+        train_clusters(rows_ND, 4, gpu=True)
+
+
+def test_many_ties_wait_for_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.neighbours._WORTH_WAITING", 100)
+    monkeypatch.setitem(grouped._PAIRS_AT_ONCE, "cpu", 40)
     waiting: list[int] = []
-    sort_in = torch_backend._Neighbours._sort_in
+    sort_in = Neighbours._sort_in
 
-    def spy(neighbours: torch_backend._Neighbours) -> None:
-        waiting.append(neighbours._pending_pairs)
+    def spy(neighbours: Neighbours) -> None:
+        waiting.append(neighbours._waiting_pairs)
         sort_in(neighbours)
 
-    monkeypatch.setattr(torch_backend._Neighbours, "_sort_in", spy)
+    monkeypatch.setattr(Neighbours, "_sort_in", spy)
     row = unit_rows(np.random.default_rng(0), 1, 8)
     pool_ND, queries_MD = np.repeat(row, 2000, axis=0), np.repeat(row, 50, axis=0)
     case = Case(pool_ND, queries_MD, np.full(50, -1.0), np.array([0, 50]))
-    found = scan(case, k=4, tile=(40, 10))
+    found = scan_with(ENGINES["cpu-float32"], case, 4, width=10, block_rows=40)
     assert_same(found, reference(case, 4))
-    assert max(waiting) <= 100 + 40 * 10
+    assert max(waiting) <= 50 * 4 + 40 * 10
 
 
 def test_a_pool_on_disk_is_read_without_a_warning(tmp_path: Path) -> None:
     case = make_case(rows=40, queries=6, dimensions=10, tests=1)
     np.save(tmp_path / "pool.npy", case.pool_ND)
     mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
+    told: list[tuple[int, int]] = []
+    scanner = kernels.Scanner(*case[1:], k=3, backend="cpu-float32")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = kernels.scan(mapped, *case[1:], k=3, backend="torch-cpu")
-    assert_same(found, reference(case, 3))
-    assert found.backend == "torch-cpu"
-    assert found.rechecked >= 40  # at least the best query of each row
+        scanner.add(mapped, progress=lambda done, rows: told.append((done, rows)))
+    assert_same_bits(scanner.finish()[0].neighbour_row_MK, reference(case, 3).neighbour_row_MK)
+    assert told[-1] == (40, 40)
+    found = kernels.scan(*case, k=3, backend="cpu-float32")
+    assert found.backend == "cpu-float32"
+    assert found.effort.rechecked >= 40  # at least the best query of each row
+    assert "rows/s" in str(found.effort)
+    assert found.effort.bound_by in str(found.effort)
