@@ -25,7 +25,7 @@ class Scan:
     tests: list[str]
     similarity: Similarity
     name: str = "scan"
-    version: int = 1
+    version: int = 2
 
     def tasks(self) -> list[Task]:
         """One for each embeddings file; what it says of one test set is a part."""

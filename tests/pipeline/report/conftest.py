@@ -190,7 +190,8 @@ class Study:
             "neighbour_row": order,
         }  # fmt: skip
         offsets = np.cumsum([0, *map(len, queries.values())]).tolist()
-        attributes = {"tests": list(queries), "offsets": offsets, "backend": "cpu", "rechecked": 5}
+        used = {"backend": "cpu-float32", "rechecked": 5, "epsilon": 3.9e-5}
+        attributes = {"tests": list(queries), "offsets": offsets, **used}
         path = self.layout.similarity(index)
         artifacts.write(path, artifacts.SIMILARITY, "d", arrays, attributes)
         return near

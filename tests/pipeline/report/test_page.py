@@ -68,7 +68,7 @@ def test_text_of_the_study_is_escaped(page: Element) -> None:
     }
     assert facts["Versions"] == "numpy 2 torch <2>"
     assert (facts["Answer"], facts["Note"]) == ("42", "two & three")
-    assert facts["Similarity computed by"] == "cpu reference"
+    assert facts["Similarity computed by"] == "cpu-float32 reference"
     assert facts["Pairs re-checked exactly"] == "10"
     assert facts["Embedder"] == "ViT-B-32, weights laion2b"
 
