@@ -13,7 +13,7 @@ from hpc.job import sbatch_options
 from hpc.profile import Container, Profile, SlurmOptions
 from hpc.room import Room
 from hpc.stage import Resources
-from hpc.status import count
+from hpc.words import count
 
 OK, WARNING, FAULT = "ok", "warning", "FAULT"
 

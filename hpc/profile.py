@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from hpc.stage import Resources
+from hpc.words import nearest
 
 CLUSTERS = ("slurm", "local", "inline")
 RUNTIMES = ("apptainer", "singularity", "pyxis")
@@ -179,8 +179,7 @@ class _Reader:
         """Refuse a key that has no meaning here."""
         for key in section:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                hint = nearest(str(key), known)
                 raise ProfileError(f"{self.path}: {where}{key}: unknown key; {hint}")
 
     def sensible(self, stage: str, profile: Profile) -> None:

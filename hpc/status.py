@@ -231,20 +231,6 @@ def watch(
     return status
 
 
-def clock(seconds: float | None) -> str:
-    """A duration as `1:02:03`, `2:03`, or `?`."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 task`, `1,234 tasks`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _fraction(attempt: Mapping[str, Any]) -> float:
     progress = attempt["progress"]
     return min(1.0, progress["done"] / progress["total"]) if progress["total"] else 0.0

@@ -20,7 +20,7 @@ from hpc.plan import DONE, Assessment, Plan, StagePlan, pack
 from hpc.profile import Profile
 from hpc.queued import RunQueue, record_jobs, recorded_jobs, run_queue, settled_queue
 from hpc.stage import DistributedStage, Stage
-from hpc.status import count
+from hpc.words import count
 
 
 class RunIsBusy(Exception):

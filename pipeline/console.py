@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.ledger import Ledger
 from hpc.plan import Plan, StagePlan
-from hpc.status import StageStatus, clock, count, watch
+from hpc.status import StageStatus, watch
+from hpc.words import clock, count
 
 if TYPE_CHECKING:
     from rich.progress import Progress

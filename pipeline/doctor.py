@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verify and arguments.study is None:
         made.error("--verify needs an experiment: which run is meant?")
     from hpc.doctor import FAULT, WARNING
-    from hpc.status import count
+    from hpc.words import count
 
     counts: Counter[str] = Counter()
     for finding in _findings(arguments):
@@ -95,7 +95,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 
 def _load(arguments: argparse.Namespace) -> tuple[Any, Finding]:
     from hpc.doctor import FAULT, OK, Finding
-    from hpc.status import count
+    from hpc.words import count
     from pipeline.experiment import ExperimentError
     from pipeline.study import load_study
 
@@ -160,7 +160,7 @@ def _check_data(experiment: Any) -> Iterator[Finding]:
 
 def _check_weights(pretrained: str) -> Finding:
     from hpc.doctor import OK, WARNING, Finding
-    from pipeline.experiment import looks_like_file
+    from pipeline.sections import looks_like_file
 
     if looks_like_file(pretrained):
         size = _size(Path(pretrained).stat().st_size)

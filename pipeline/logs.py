@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.status import count
+from hpc.words import count
 from pipeline.command_line import study_parser
 from pipeline.stages import NAMES
 

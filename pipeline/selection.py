@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.experiment import Split
+from pipeline.sections import Split
 
 Splits = Mapping[str, Split]
 Array = np.ndarray[Any, np.dtype[Any]]

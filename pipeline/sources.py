@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.data.classes import ClassList, classes_of, read_class_list
 from pipeline.data.folders import identity
-from pipeline.experiment import ImageSet, Pool, looks_like_file
+from pipeline.sections import ImageSet, Pool, looks_like_file
 
 
 def file_identity(path: Path) -> list[Any]:

@@ -124,7 +124,7 @@ class View:
         from rich.console import Group
         from rich.text import Text
 
-        from hpc.status import count
+        from hpc.words import count
 
         lines = [Text(f"{stage}: {words}") for stage, words in self._waits()]
         failures = [
@@ -169,7 +169,7 @@ class View:
         return table
 
     def _row(self, one: StageStatus) -> list[str]:
-        from hpc.status import clock
+        from hpc.words import clock
 
         numbers = (len(one.running), one.queued, len(one.failed), one.stale, one.missing)
         return [
@@ -191,7 +191,7 @@ class View:
         return f"{told} of {expected:.2f}" if expected < 10 else f"{told} of {expected:,.0f}"
 
     def _waits(self) -> list[tuple[str, str]]:
-        from hpc.status import count
+        from hpc.words import count
 
         return [
             (stage.stage, f"{count(jobs, 'job')} ({array}): {words}")

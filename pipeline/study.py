@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.experiment import Experiment, load_experiment
+from pipeline.experiment import load_experiment
 from pipeline.layout import Layout, find
+from pipeline.sections import Experiment
 
 
 def load_study(given: str, overrides: Sequence[str] = ()) -> Experiment:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc.profile import CLUSTERS
-from hpc.status import count
+from hpc.words import count
 from pipeline.command_line import study_parser
 from pipeline.console import Log
 from pipeline.layout import Layout
@@ -207,7 +207,7 @@ class Submission:
     def run(self, todo: Mapping[str, Assessment]) -> int:
         """Run it on this machine and wait for its end; returns the exit status."""
         from hpc.executors import run_inline, run_local
-        from hpc.status import clock
+        from hpc.words import clock
         from pipeline.console import StageReporter
 
         plan = self._plan(todo, _local_stages(todo, self.profile, self.cluster))

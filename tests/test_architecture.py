@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.stages import NAMES
+
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "open_clip", "h5py", "matplotlib", "numpy", "submitit")
 
@@ -49,17 +51,8 @@ def test_packages_know_only_what_they_should(package: str, forbidden: tuple[str,
 def test_no_stage_imports_another_stage() -> None:
     assert breaches(ROOT / "pipeline" / "stages", ("pipeline.stages",)) == [
         f"stages/__init__.py imports pipeline.stages.{stage}{name}"
-        for stage, title in [
-            ("embed", "Embed"),
-            ("evaluate", "Evaluate"),
-            ("mask", "Mask"),
-            ("reference", "Reference"),
-            ("report", "Report"),
-            ("scan", "Scan"),
-            ("subset", "Subset"),
-            ("train", "Train"),
-        ]
-        for name in ("", f".{title}")
+        for stage in sorted(NAMES)
+        for name in ("", f".{stage.title()}")
     ]
 
 

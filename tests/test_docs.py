@@ -11,13 +11,13 @@ from pydantic import BaseModel
 
 from hpc.profile import SlurmOptions
 from hpc.stage import Resources
-from pipeline import experiment
+from pipeline import sections
 from pipeline.stages import NAMES
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = [
     item
-    for item in vars(experiment).values()
+    for item in vars(sections).values()
     if isinstance(item, type) and issubclass(item, BaseModel) and item is not BaseModel
 ]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.experiment import Experiment
 from pipeline.layout import Layout
 from pipeline.report import words
 from pipeline.report.accounts import LISTED, read_accounts
@@ -27,6 +26,7 @@ from pipeline.report.results import (
 )
 from pipeline.report.similarity import Searched, read_searched
 from pipeline.report.statistics import ENOUGH_BINS, FEW, bin_scores, bin_width
+from pipeline.sections import Experiment
 
 if TYPE_CHECKING:
     from jinja2 import Environment

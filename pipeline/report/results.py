@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline import artifacts
 from pipeline.artifacts import Array, Artifact
-from pipeline.experiment import Experiment
 from pipeline.layout import Layout
 from pipeline.report.statistics import Score
+from pipeline.sections import Experiment
 
 _BLOCK_ROWS = 4096
 

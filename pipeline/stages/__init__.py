@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc.stage import Stage
-from pipeline.experiment import Experiment, from_values
+from pipeline.experiment import from_values
 from pipeline.layout import Layout
+from pipeline.sections import Experiment
 
 NAMES = ("embed", "reference", "scan", "mask", "subset", "train", "evaluate", "report")
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from hpc.stage import Context, Recipe, Task
 from pipeline import artifacts
-from pipeline.experiment import Embedder, ImageSet, Pool, ReferenceSet, TestSet
 from pipeline.layout import POOL, REFERENCE, Layout
+from pipeline.sections import Embedder, ImageSet, Pool, ReferenceSet, TestSet
 from pipeline.sources import (
     classes_in,
     file_identity,

@@ -11,8 +11,8 @@ import numpy as np
 
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
-from pipeline.experiment import Evaluation, TestSet, Training
 from pipeline.layout import Layout
+from pipeline.sections import Evaluation, TestSet, Training
 from pipeline.sources import classes_in, folder_identity
 
 _LOGIT_SCALE = 100.0  # open_clip_train's zero-shot evaluation; ranks don't depend on it

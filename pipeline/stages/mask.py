@@ -10,8 +10,8 @@ import numpy as np
 
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts, selection
-from pipeline.experiment import Pool, Split
 from pipeline.layout import POOL, Layout
+from pipeline.sections import Pool, Split
 from pipeline.sources import pool_groups
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
-from pipeline.experiment import ReferenceSet, Similarity, TestSet
 from pipeline.layout import REFERENCE, Layout
+from pipeline.sections import ReferenceSet, Similarity, TestSet
 from pipeline.sources import classes_in, label_ranges
 
 if TYPE_CHECKING:

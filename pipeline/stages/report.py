@@ -12,8 +12,8 @@ from hpc.files import write_text
 from hpc.stage import Context, OutputError, Recipe, Task, reference
 from hpc.worker import code_version
 from pipeline import artifacts
-from pipeline.experiment import Experiment
 from pipeline.layout import POOL, Layout
+from pipeline.sections import Experiment
 from pipeline.sources import pool_groups
 
 _PACKAGES = ("simgap", "torch", "open_clip_torch", "numpy", "submitit")

@@ -11,8 +11,8 @@ import numpy as np
 
 from hpc.stage import Context, Counts, Recipe, Rest, Task, reference
 from pipeline import artifacts
-from pipeline.experiment import Pool, Similarity
 from pipeline.layout import POOL, Layout
+from pipeline.sections import Pool, Similarity
 from pipeline.sources import pool_groups
 
 

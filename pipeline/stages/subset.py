@@ -14,8 +14,8 @@ from hpc.files import atomic_folder, read_json, write_json
 from hpc.stage import Context, OutputError, Recipe, Task, reference
 from pipeline import artifacts
 from pipeline.data.tars import END_OF_ARCHIVE, Sample, copy_samples, index_shard
-from pipeline.experiment import Pool
 from pipeline.layout import POOL, SIZES, Layout
+from pipeline.sections import Pool
 from pipeline.sources import file_identity, pool_groups
 
 SUMMARY = "subset.json"

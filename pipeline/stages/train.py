@@ -12,8 +12,8 @@ from typing import Any
 from hpc.files import atomic_path, read_json, write_json
 from hpc.stage import Context, OutputError, Recipe, Task, reference
 from pipeline import artifacts
-from pipeline.experiment import Training
 from pipeline.layout import SIZES, Layout
+from pipeline.sections import Training
 from pipeline.sources import model_identity
 from pipeline.training import train
 from pipeline.training_options import parse

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from hpc.ledger import Ledger
-from hpc.status import LOST, StageStatus, clock, survey
+from hpc.status import LOST, StageStatus, survey
+from hpc.words import clock
 from tests.hpc.conftest import Study
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import selection
-from pipeline.experiment import Split
+from pipeline.sections import Split
 from pipeline.selection import PoolFile, definition, keep
 
 NEAR = {

@@ -24,8 +24,8 @@ from hpc.distributed import Leader, Place, follow, slurm_place, torch_environmen
 from hpc.files import read_json, write_json, write_text
 from hpc.stage import Context, DistributedStage, Resources
 from pipeline.data.world.__main__ import main as draw_world
-from pipeline.experiment import Training
 from pipeline.layout import SIZES, Layout
+from pipeline.sections import Training
 from pipeline.stages.train import Train
 from pipeline.training_options import replaced
 from tests.pipeline.test_training import load, run

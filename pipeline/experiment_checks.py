@@ -1,0 +1,145 @@
+"""What is wrong in an experiment whose keys and types are right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hpc.words import nearest
+from pipeline.layout import POOL, REFERENCE
+from pipeline.sections import Experiment, ImageSet, Split, Training, looks_like_file
+
+YamlPath = tuple[str | int, ...]
+Fault = tuple[YamlPath, str]
+"""Where, and what."""
+
+
+def faults_of(experiment: Experiment) -> Iterator[Fault]:
+    """What is wrong in an experiment whose keys and types are right."""
+    yield from _name_faults(experiment)
+    for name in experiment.splits:
+        yield from _split_faults(experiment, name)
+    yield from _training_faults(experiment)
+    yield from _template_faults(experiment)
+    yield from _choice_faults(experiment)
+    missing = list(_path_faults(experiment))
+    yield from missing
+    yield from _model_faults(experiment)
+    if missing and experiment.get_data:
+        yield (), f"to get the data: {experiment.get_data}"
+
+
+def _name_faults(experiment: Experiment) -> Iterator[Fault]:
+    for name in experiment.tests:
+        if name in (POOL, REFERENCE):
+            yield ("tests", name), f"{name!r} can't be the name of a test set"
+    for section in ("tests", "splits"):
+        names = [name.lower() for name in getattr(experiment, section)]
+        for name in {name for name in names if names.count(name) > 1}:
+            yield (section, name), "two names differ only in upper and lower case"
+
+
+def _split_faults(experiment: Experiment, name: str) -> Iterator[Fault]:
+    split = experiment.splits[name]
+    for index, test in enumerate(split.near or []):
+        if test not in experiment.tests:
+            where: YamlPath = ("splits", name, "near", index)
+            yield where, f"unknown test set {test!r}; {nearest(test, list(experiment.tests))}"
+    if split.random:
+        where = ("splits", name, "random", "like")
+        like = split.random.like
+        if like not in experiment.splits:
+            yield where, f"unknown split {like!r}; {nearest(like, list(experiment.splits))}"
+        elif cycle := _cycle(experiment.splits, name):
+            yield where, f"splits depend on each other: {' -> '.join(cycle)}"
+
+
+def _cycle(splits: Mapping[str, Split], start: str) -> list[str] | None:
+    """The names from `start` back to itself, if it depends on itself."""
+    chain = [start]
+    while (split := splits.get(chain[-1])) and split.random:
+        if split.random.like == start:
+            return [*chain, start]
+        if split.random.like in chain:
+            return None  # a cycle further down, reported there
+        chain.append(split.random.like)
+    return None
+
+
+def _training_faults(experiment: Experiment) -> Iterator[Fault]:
+    from pipeline.training_options import check_options
+
+    for index, name in enumerate(experiment.training.splits or []):
+        if name not in experiment.splits:
+            where: YamlPath = ("training", "splits", index)
+            yield where, f"unknown split {name!r}; {nearest(name, list(experiment.splits))}"
+    if len(set(experiment.training.seeds)) < len(experiment.training.seeds):
+        yield ("training", "seeds"), f"a seed appears twice: {experiment.training.seeds}"
+    for option in experiment.training.options:
+        key = str(option).replace("-", "_")
+        key = "samples_per_epoch" if key == "train_num_samples" else key
+        if key in Training.model_fields or key == "seed":
+            where = ("training", "options", option)
+            yield where, f"give training.{'seeds' if key == 'seed' else key} instead"
+    try:
+        check_options(experiment.training.options)
+    except ValueError as error:
+        yield ("training", "options"), str(error)
+
+
+def _template_faults(experiment: Experiment) -> Iterator[Fault]:
+    templates = experiment.evaluation.templates
+    for index, template in enumerate(templates if isinstance(templates, list) else []):
+        if template.count("{}") != 1 or not _is_format(template):
+            where = ("evaluation", "templates", index)
+            yield where, f"expected exactly one {{}} for the class name, found {template!r}"
+
+
+def _is_format(template: str) -> bool:
+    try:
+        template.format("name")
+    except (ValueError, LookupError):
+        return False
+    return True
+
+
+def _choice_faults(experiment: Experiment) -> Iterator[Fault]:
+    import kernels
+    from pipeline.models import PRECISIONS
+
+    backends = ["auto", *kernels.BACKENDS]
+    for section, key, known in (
+        ("embedder", "precision", PRECISIONS),
+        ("evaluation", "precision", PRECISIONS),
+        ("similarity", "backend", backends),
+    ):
+        value = getattr(getattr(experiment, section), key)
+        if value not in known:
+            yield (section, key), f"unknown {key} {value!r}; {nearest(value, list(known))}"
+
+
+def _path_faults(experiment: Experiment) -> Iterator[Fault]:
+    try:
+        _ = experiment.pool.paths
+    except (FileNotFoundError, ValueError) as error:
+        yield ("pool", "shards"), str(error)
+    sets: dict[YamlPath, ImageSet] = {("reference",): experiment.reference}
+    sets |= {("tests", name): test for name, test in experiment.tests.items()}
+    for where, images in sets.items():
+        if not images.images.is_dir():
+            yield (*where, "images"), f"no such folder: {images.images}"
+        if images.classes is not None and not images.classes.is_file():
+            yield (*where, "classes"), f"no such file: {images.classes}"
+    pretrained = experiment.embedder.pretrained
+    if looks_like_file(pretrained) and not Path(pretrained).is_file():
+        yield ("embedder", "pretrained"), f"no such file: {pretrained}"
+
+
+def _model_faults(experiment: Experiment) -> Iterator[Fault]:
+    from pipeline.models import check_model
+
+    for section in ("embedder", "training"):
+        try:
+            check_model(getattr(experiment, section).model)
+        except (ValueError, OSError) as error:
+            yield (section, "model"), str(error)

@@ -1,0 +1,234 @@
+"""The sections of an experiment: frozen models of its YAML, one a key.
+
+Types, ranges and what a section can say of itself are checked here; what needs the whole experiment
+or the file system is checked in `pipeline.experiment_checks`. Relative paths are relative to the
+folder in which the command runs.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+NAME = r"^[^\W_][\w.+-]*$"
+_FILES = (".pt", ".pth", ".bin", ".safetensors", ".json")
+
+
+class Section(BaseModel):
+    """A part of the experiment: unknown keys are refused, values can't be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path.expanduser()))
+
+
+def looks_like_file(value: str) -> bool:
+    """Whether a model or `pretrained` value means a file and not one of open_clip's names."""
+    return os.sep in value or value.endswith(_FILES)
+
+
+def _absolute_if_file(value: str) -> str:
+    return str(_absolute(Path(value))) if looks_like_file(value) else value
+
+
+def _absolute_patterns(value: str | list[str]) -> str | list[str]:
+    """Patterns below the current folder, whose own brackets and braces mean themselves."""
+    if not isinstance(value, str):
+        return [str(_absolute_patterns(item)) for item in value]
+    here = re.sub(r"([{},\\])", r"\\\1", glob.escape(str(Path.cwd())))
+    return value if os.path.isabs(value) else f"{here}/{os.path.normpath(value)}"
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+NameOrFile = Annotated[str, AfterValidator(_absolute_if_file)]
+Name = Annotated[str, Field(pattern=NAME)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Pool(Section):
+    """The image-text pool: WebDataset tars in img2dataset's layout."""
+
+    shards: Annotated[str | list[str], AfterValidator(_absolute_patterns)]
+    """Paths, globs (`pool/*.tar`) or ranges (`pool/{00000..00011}.tar`)."""
+    shards_per_file: Positive = 1
+    """Shards that share an embeddings file; one file is one task."""
+    max_bad_fraction: Fraction = 0.1
+    """A task fails if more than this share of its samples can't be used."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every tar, in natural order; looked for once, because there may be tens of thousands.
+
+        Raises:
+            FileNotFoundError: a pattern matches nothing.
+            ValueError: the braces of a pattern are not balanced.
+        """
+        from pipeline.data.tars import expand_shards
+
+        patterns = str(self.shards)
+        if patterns not in self.listings:
+            self.listings[patterns] = expand_shards(self.shards)
+        return self.listings[patterns]
+
+    @cached_property
+    def listings(self) -> dict[str, list[Path]]:
+        """What was found, by patterns; a copy of a pool may have other patterns."""
+        return {}
+
+
+class ImageSet(Section):
+    """Labelled images: a folder with one sub-folder a class."""
+
+    images: AbsolutePath
+    classes: AbsolutePath | None = None
+    """Class list, `folder<TAB>name` a line; without it every sub-folder is a class."""
+    max_bad_fraction: Fraction = 0.0
+    """A task fails if more than this share of its images can't be used."""
+
+
+class ReferenceSet(ImageSet):
+    """The labelled training set that sets the thresholds, such as ImageNet-Train."""
+
+    files: Positive = 1
+    """Embeddings files to spread its classes over; one file is one task."""
+
+
+class TestSet(ImageSet):
+    """A benchmark."""
+
+    __test__ = False
+    threshold: Annotated[float, Field(ge=-1, le=1, strict=True)] | Literal["reference"] = (
+        "reference"
+    )
+    """tau: the similarity to each image's nearest neighbour in the reference, or one number."""
+
+
+class Embedder(Section):
+    """The fixed CLIP model whose image embeddings define similarity."""
+
+    model: NameOrFile
+    """An open_clip model name, or the path of an open_clip model config (.json)."""
+    pretrained: NameOrFile
+    """An open_clip pretrained tag, or the path of a checkpoint."""
+    precision: str = "fp32"
+    batch_size: Positive = 256
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Processes that decode images while the model runs."""
+    device: Device = "auto"
+
+
+class Similarity(Section):
+    """Nearest-neighbour search."""
+
+    neighbours: Positive = 10
+    """Nearest images kept for each test image (K)."""
+    backend: str = "auto"
+    device: Device = "auto"
+
+
+class RandomLike(Section):
+    """A uniform sample of the pool, as large as another split."""
+
+    like: str
+    seed: Seed = 0
+
+
+class Split(Section):
+    """Which pool images a model is trained on; exactly one of the keys."""
+
+    all: Literal[True] | None = None
+    """Every usable image."""
+    near: Annotated[list[str], Field(min_length=1)] | None = None
+    """Every image that is near to no image of these test sets."""
+    random: RandomLike | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"all": True} if value == "all" else value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Split:
+        if sum(value is not None for value in (self.all, self.near, self.random)) != 1:
+            raise ValueError("expected exactly one of: all, near, random")
+        return self
+
+
+class Training(Section):
+    """CLIP training by open_clip_train, once for each split and seed."""
+
+    model: NameOrFile
+    """An open_clip model name, or the path of an open_clip model config (.json)."""
+    epochs: Positive
+    samples_per_epoch: Positive | None = None
+    """Samples seen in an epoch; the size of the split if not given."""
+    batch_size: Positive
+    """Per process (GPU)."""
+    workers: Positive = 1
+    """Data loading processes per GPU."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    splits: list[str] | None = None
+    """Splits to train on; all of them if not given."""
+    samples_per_shard: Positive = 10_000
+    """Samples in each tar written for a split."""
+    options: dict[str, Any] = {}
+    """Anything else that open_clip_train takes, by its own names."""
+
+
+class Evaluation(Section):
+    """Zero-shot classification."""
+
+    templates: Literal["openai", "simple"] | Annotated[list[str], Field(min_length=1)] = "openai"
+    """Captions with `{}` for the class name; or one of open_clip's lists."""
+    precision: str = "fp32"
+    batch_size: Positive = 256
+    workers: Annotated[int, Field(ge=0)] = 1
+    device: Device = "auto"
+
+
+class Report(Section):
+    """The page at the end."""
+
+    title: str | None = None
+    gallery: Annotated[int, Field(ge=0)] = 8
+    """Test images shown for each test set beside their nearest neighbours."""
+
+
+class Experiment(Section):
+    """A whole study."""
+
+    name: Name
+    runs: AbsolutePath = Path("runs")
+    """Folder for runs; this study's is `runs/name`."""
+    get_data: str = ""
+    """How to get the data, shown when a path does not exist."""
+    pool: Pool
+    reference: ReferenceSet
+    tests: Annotated[dict[Name, TestSet], Field(min_length=1)]
+    embedder: Embedder
+    similarity: Similarity = Similarity()
+    splits: Annotated[dict[Name, Split], Field(min_length=1)]
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    report: Report = Report()
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.runs / self.name
+
+    @property
+    def trained_splits(self) -> list[str]:
+        """The splits to train on, in order."""
+        return list(self.splits) if self.training.splits is None else list(self.training.splits)
