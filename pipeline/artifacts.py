@@ -4,7 +4,7 @@ A file holds contiguous, uncompressed, aligned datasets, each with the xxh3 of i
 for which digest it was made. Arrays are read through a memory map.
 
 Letters in shapes: n rows of a file, d dimensions, m queries (test images) of one test set, M of all
-test sets, S test sets, k neighbours, c classes, f embeddings files.
+test sets, S test sets, k neighbours, c classes or clusters, f embeddings files.
 """
 
 from __future__ import annotations
@@ -62,6 +62,29 @@ EMBEDDINGS = Schema(
     },
     ("model", "pretrained", "precision", "preprocessing", "sources", "classes", "read", "faults"),
     optional=("label",),
+)
+CENTROIDS = Schema(
+    "centroids",
+    {"centroid": ("float32", ("c", "d"))},
+    ("seed", "iterations", "rows", "trained_on", "device"),
+)
+ASSIGNMENT = Schema(
+    "assignment",
+    {"cluster": ("int32", ("n",))},  # of each row of the embeddings file
+    ("clusters", "device"),
+)
+DUPLICATES = Schema(
+    "duplicates",
+    {
+        # A row that is dropped, by rising identity, and the lowest row that it duplicates.
+        "file": ("int32", ("n",)),
+        "row": ("int64", ("n",)),
+        "kept_file": ("int32", ("n",)),  # it may itself be dropped
+        "kept_row": ("int64", ("n",)),
+        "similarity": ("float64", ("n",)),
+    },
+    # `rows`: pool rows in clusters first_cluster:last_cluster; over all files, all of the pool.
+    ("threshold", "clusters", "first_cluster", "last_cluster", "rows", "backend"),
 )
 REFERENCE = Schema(
     "reference",

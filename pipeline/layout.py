@@ -35,6 +35,19 @@ class Layout:
         """Embeddings file `index` of the pool, the reference or a test set."""
         return self.run / "1_embeddings" / image_set / f"{index:05d}.h5"
 
+    @property
+    def centroids(self) -> Path:
+        """The centres of the pool's clusters."""
+        return self.run / "2_dedup" / "centroids.h5"
+
+    def assignment(self, index: int) -> Path:
+        """The cluster of each row of the pool's embeddings file `index`."""
+        return self.run / "2_dedup" / "assignment" / f"{index:05d}.h5"
+
+    def duplicates(self, index: int) -> Path:
+        """The duplicates in range `index` of the clusters."""
+        return self.run / "2_dedup" / "duplicates" / f"{index:05d}.h5"
+
     def reference(self, test: str) -> Path:
         """Thresholds of a test set's images, and their neighbours in the reference."""
         return self.run / "3_reference" / f"{test}.h5"

@@ -128,6 +128,23 @@ class Embedder(Section):
     device: Device = "auto"
 
 
+class Dedup(Section):
+    """Deduplication of the pool: of images that are very similar, only the first counts."""
+
+    clusters: Positive = 50_000
+    """Rows are compared with rows of their own cluster only."""
+    threshold: Annotated[float, Field(ge=-1, le=1, strict=True)] = 0.876
+    """A row is a duplicate of an earlier one if their similarity is strictly above."""
+    seed: Seed = 333
+    """Of the rows that k-means is trained on, and of its first centres."""
+    rows_per_cluster: Positive = 64
+    """Rows that k-means is trained on, for each cluster; all rows where there are fewer."""
+    iterations: Positive = 20
+    """Of k-means."""
+    files: Positive = 1
+    """Files of duplicates; one is one task, and has its share of the clusters."""
+
+
 class Similarity(Section):
     """Nearest-neighbour search."""
 
@@ -217,6 +234,8 @@ class Experiment(Section):
     reference: ReferenceSet
     tests: Annotated[dict[Name, TestSet], Field(min_length=1)]
     embedder: Embedder
+    dedup: Dedup | None = None
+    """Without it nothing is looked for."""
     similarity: Similarity = Similarity()
     splits: Annotated[dict[Name, Split], Field(min_length=1)]
     training: Training
