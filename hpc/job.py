@@ -306,7 +306,7 @@ class _Signals:
         shown = _shown()
         if not shown:
             os.write(1, b"SIGTERM: the job is about to be ended; working on until then\n")
-        elif shown["JobState"] == "RUNNING":
+        elif slurm.is_running(shown["JobState"]):
             self._requeue(shown)
         else:
             raise Interrupted("ended by Slurm", comes_back=True)

@@ -20,6 +20,9 @@ SECONDS_TO_ANSWER = 60
 # Of an enclosing job, and defaults for what the commands are asked to do or show.
 _NOT_OURS = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER")
+# Slurm shows one word for a state and what is being done to it: a job to which it is sending a
+# signal, or whose nodes change, still has its processes.
+_RUNNING = ("RUNNING", "SIGNALING", "RESIZING")
 
 
 class SlurmError(Exception):
@@ -248,6 +251,11 @@ def _from_scontrol(job: str) -> PastJob | None:
         exit_code=shown.get("ExitCode", ""),
         nodes=shown.get("NodeList", "").replace("(null)", ""),
     )
+
+
+def is_running(state: str) -> bool:
+    """Whether a job in this state, as scontrol and squeue say it, still counts as running."""
+    return state in _RUNNING
 
 
 def fields_of(line: str) -> dict[str, str]:

@@ -207,6 +207,9 @@ def test_kill_9_then_the_same_command(study: Study, victim: str) -> None:
     command = subprocess.Popen([sys.executable, "-c", code, str(study.run)])
     ledger = Ledger(study.run)
     _wait(lambda: (ledger.attempt("write", "letters/b") or {}).get("state") == "running")
+    # The record is written before the task begins, and the task is to have run twice.
+    log = study.run / "runs.log"
+    _wait(lambda: log.exists() and "letters/b" in log.read_text().split())
     attempt = ledger.attempt("write", "letters/b")
     assert attempt is not None
     os.kill(command.pid if victim == "command" else attempt["pid"], signal.SIGKILL)
