@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from hpc.words import nearest
 from pipeline.experiment_checks import Fault, YamlPath, faults_of
+from pipeline.planned import planned_parts, without_missing_data
 from pipeline.sections import Experiment
 
 
@@ -49,12 +50,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path: Path, overrides: Sequence[str] = (), *, without_data: bool = False
+) -> Experiment:
     """Read and check an experiment.
 
     Args:
         path: the YAML file.
         overrides: `section.key=value`; the value is YAML.
+        without_data: data that is not there is no fault where its size is declared; the experiment
+            can then be planned, but not run.
 
     Raises:
         ExperimentError: the file can't be used; every fault is listed.
@@ -74,7 +79,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     except ValidationError as error:
         faults = _merged(_fault(item, values) for item in error.errors())
     else:
-        faults = list(faults_of(experiment))
+        experiment = without_missing_data(experiment) if without_data else experiment
+        faults = list(faults_of(experiment, without_data=without_data))
     if faults:
         listed = "\n".join(f"  {_place(tree, where)}{what}" for where, what in faults)
         raise ExperimentError(f"{path} can't be used:\n{listed}")
@@ -87,7 +93,13 @@ def from_values(values: Mapping[str, Any]) -> Experiment:
 
 
 def to_values(experiment: Experiment) -> dict[str, Any]:
-    """The resolved experiment as JSON values."""
+    """The resolved experiment as JSON values, for a plan whose jobs run.
+
+    Raises:
+        ExperimentError: some of its data is not there, and is only planned.
+    """
+    if missing := planned_parts(experiment):
+        raise ExperimentError(f"can't run without the data of {', '.join(missing)}")
     return experiment.model_dump(mode="json", exclude_none=True)
 
 

@@ -14,8 +14,13 @@ Fault = tuple[YamlPath, str]
 """Where, and what."""
 
 
-def faults_of(experiment: Experiment) -> Iterator[Fault]:
-    """What is wrong in an experiment whose keys and types are right."""
+def faults_of(experiment: Experiment, *, without_data: bool = False) -> Iterator[Fault]:
+    """What is wrong in an experiment whose keys and types are right.
+
+    Args:
+        experiment: it.
+        without_data: whether it is only planned, for which the sizes of missing data are enough.
+    """
     yield from _name_faults(experiment)
     for name in experiment.splits:
         yield from _split_faults(experiment, name)
@@ -27,6 +32,8 @@ def faults_of(experiment: Experiment) -> Iterator[Fault]:
     yield from _model_faults(experiment)
     if missing and experiment.get_data:
         yield (), f"to get the data: {experiment.get_data}"
+    if missing and without_data:
+        yield (), "to plan without the data: give the `size` of the pool and of each image set"
 
 
 def _name_faults(experiment: Experiment) -> Iterator[Fault]:
@@ -126,6 +133,9 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
     sets: dict[YamlPath, ImageSet] = {("reference",): experiment.reference}
     sets |= {("tests", name): test for name, test in experiment.tests.items()}
     for where, images in sets.items():
+        if images.planned:
+            yield from _planned_faults(where, images)
+            continue
         if not images.images.is_dir():
             yield (*where, "images"), f"no such folder: {images.images}"
         if images.classes is not None and not images.classes.is_file():
@@ -133,6 +143,13 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
     pretrained = experiment.embedder.pretrained
     if looks_like_file(pretrained) and not Path(pretrained).is_file():
         yield ("embedder", "pretrained"), f"no such file: {pretrained}"
+
+
+def _planned_faults(where: YamlPath, images: ImageSet) -> Iterator[Fault]:
+    """What is missing to plan with an image set that is not there."""
+    listed = images.classes is not None and images.classes.is_file()
+    if not listed and images.size and images.size.classes is None:
+        yield (*where, "size", "classes"), "required, for neither folder nor class list is there"
 
 
 def _model_faults(experiment: Experiment) -> Iterator[Fault]:

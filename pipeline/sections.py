@@ -12,9 +12,12 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NAME = r"^[^\W_][\w.+-]*$"
 _FILES = (".pt", ".pth", ".bin", ".safetensors", ".json")
@@ -56,7 +59,45 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Pool(Section):
+class PoolSize(Section):
+    """How large the pool is: for `--dry-run`, before the data is there or has been read."""
+
+    shards: Positive
+    samples: Positive
+    bytes: Positive
+
+
+class SetSize(Section):
+    """How large an image set is: for `--dry-run`, before the data is there or has been read."""
+
+    images: Positive
+    bytes: Positive
+    classes: Positive | None = None
+    """Needed where no class list says it."""
+
+
+class Data(Section):
+    """A section whose data lies in files.
+
+    It is *planned* if they are not there and only its declared size counts: good enough to say
+    what a study would take, and refused by everything that would run it (`pipeline.planned`).
+    """
+
+    _planned: bool = PrivateAttr(default=False)
+
+    @property
+    def planned(self) -> bool:
+        """Whether the data is not there."""
+        return self._planned
+
+    def as_planned(self) -> Self:
+        """The same without its data."""
+        planned = self.model_copy()
+        planned._planned = True
+        return planned
+
+
+class Pool(Data):
     """The image-text pool: WebDataset tars in img2dataset's layout."""
 
     shards: Annotated[str | list[str], AfterValidator(_absolute_patterns)]
@@ -65,6 +106,7 @@ class Pool(Section):
     """Shards that share an embeddings file; one file is one task."""
     max_bad_fraction: Fraction = 0.1
     """A task fails if more than this share of its samples can't be used."""
+    size: PoolSize | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -72,13 +114,19 @@ class Pool(Section):
 
         Raises:
             FileNotFoundError: a pattern matches nothing.
-            ValueError: the braces of a pattern are not balanced.
+            ValueError: the braces of a pattern are not balanced; or the pool is only planned, and
+                its patterns name another number of tars than declared.
         """
         from pipeline.data.tars import expand_shards
+        from pipeline.planned import shard_names
 
         patterns = str(self.shards)
         if patterns not in self.listings:
-            self.listings[patterns] = expand_shards(self.shards)
+            self.listings[patterns] = (
+                shard_names(self.shards, self.size.shards)
+                if self.planned and self.size
+                else expand_shards(self.shards)
+            )
         return self.listings[patterns]
 
     @cached_property
@@ -87,7 +135,7 @@ class Pool(Section):
         return {}
 
 
-class ImageSet(Section):
+class ImageSet(Data):
     """Labelled images: a folder with one sub-folder a class."""
 
     images: AbsolutePath
@@ -95,6 +143,7 @@ class ImageSet(Section):
     """Class list, `folder<TAB>name` a line; without it every sub-folder is a class."""
     max_bad_fraction: Fraction = 0.0
     """A task fails if more than this share of its images can't be used."""
+    size: SetSize | None = None
 
 
 class ReferenceSet(ImageSet):

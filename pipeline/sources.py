@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline import planned
 from pipeline.data.classes import ClassList, classes_of, read_class_list
 from pipeline.data.folders import identity
 from pipeline.sections import ImageSet, Pool, looks_like_file
@@ -30,6 +31,11 @@ def weights_identity(pretrained: str) -> Any:
     return file_identity(Path(pretrained)) if looks_like_file(pretrained) else pretrained
 
 
+def shard_identity(pool: Pool, path: Path) -> list[Any]:
+    """The identity of a tar of the pool."""
+    return planned.identity(path.name) if pool.planned else file_identity(path)
+
+
 def pool_groups(pool: Pool) -> list[list[Path]]:
     """The pool's shards as they share embeddings files."""
     shards, step = pool.paths, pool.shards_per_file
@@ -38,6 +44,8 @@ def pool_groups(pool: Pool) -> list[list[Path]]:
 
 def classes_in(images: ImageSet) -> ClassList:
     """The class list of an image set."""
+    if images.planned and images.size and (images.classes is None or not images.classes.exists()):
+        return planned.classes(images.size)
     return classes_of(images.images) if images.classes is None else read_class_list(images.classes)
 
 
@@ -55,8 +63,11 @@ def folder_identity(images: ImageSet, labels: range) -> dict[str, Any]:
         tuple(classes.ids[label] for label in labels),
         tuple(classes.names[label] for label in labels),
     )
+    folders = (
+        map(planned.identity, chosen.ids) if images.planned else identity(images.images, chosen)
+    )
     return {
         "classes": [list(chosen.ids), list(chosen.names)],
         "first_label": labels.start,
-        "folders": [list(item) for item in identity(images.images, chosen)],
+        "folders": [list(item) for item in folders],
     }

@@ -141,7 +141,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     from pipeline.stages import stages_of
 
     path = find("experiments", arguments.experiment)
-    experiment = load_experiment(path, arguments.overrides)
+    experiment = load_experiment(path, arguments.overrides, without_data=arguments.dry_run)
     profile = load_profile(find("slurm_templates", arguments.profile), NAMES)
     cluster = arguments.cluster or ("slurm" if arguments.sbatch else profile.cluster)
     if arguments.sbatch and cluster != "slurm":
@@ -345,7 +345,8 @@ def _explain(assessed: Mapping[str, Any], queued: int, layout: Any) -> None:
     from collections import Counter
 
     todo = [item for item in assessed.values() if item.state != "done"]
-    print(f"{layout.run}: {len(todo)} tasks would run, {len(assessed) - len(todo)} are up to date")
+    done = len(assessed) - len(todo)
+    print(f"{layout.run}: {count(len(todo), 'task')} would run, {done:,} up to date")
     if queued:
         print(f"{queued} of them are in Slurm's queue already and would not be submitted again")
     for stage in dict.fromkeys(item.stage for item in assessed.values()):

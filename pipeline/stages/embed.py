@@ -22,6 +22,7 @@ from pipeline.sources import (
     label_ranges,
     model_identity,
     pool_groups,
+    shard_identity,
     weights_identity,
 )
 
@@ -69,7 +70,7 @@ class Embed:
             "batch_size": self.embedder.batch_size,
         }
         tasks = [
-            self._task(POOL, index, {**model, "shards": [file_identity(path) for path in group]})
+            self._task(POOL, index, {**model, "shards": self._shards(group)})
             for index, group in enumerate(pool_groups(self.pool))
         ]
         for name, images, files in self._image_sets():
@@ -82,6 +83,9 @@ class Embed:
     def _image_sets(self) -> list[tuple[str, ImageSet, int]]:
         tests = [(name, test, 1) for name, test in self.tests.items()]
         return [(REFERENCE, self.reference, self.reference.files), *tests]
+
+    def _shards(self, group: Sequence[Path]) -> list[Any]:
+        return [shard_identity(self.pool, path) for path in group]
 
     def _task(self, image_set: str, index: int, settings: Mapping[str, Any]) -> Task:
         return Task(
@@ -174,7 +178,7 @@ class Embed:
         name, _, number = task.name.partition("/")
         if name == POOL:
             group = pool_groups(self.pool)[int(number)]
-            self._same(task, "shards", [file_identity(path) for path in group])
+            self._same(task, "shards", self._shards(group))
             return _pool_images(group), self.pool.max_bad_fraction
         images, files = next((one, count) for key, one, count in self._image_sets() if key == name)
         labels = label_ranges(classes_in(images), files)[int(number)]

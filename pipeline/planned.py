@@ -1,0 +1,88 @@
+"""A study whose data is not there: what can be said of it from the sizes that it declares.
+
+`simgap submit --dry-run` lists the tasks of such a study with made-up identities of its files. No
+file that is there has an identity like them, and `pipeline.experiment.to_values`, which every plan
+that runs goes through, refuses what is planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.data.classes import ClassList
+    from pipeline.sections import Data, Experiment, SetSize
+
+
+def without_missing_data(experiment: Experiment) -> Experiment:
+    """The experiment with every section planned whose data is not there but whose size is known."""
+    pool, reference = experiment.pool, experiment.reference
+    if pool.size and not _is_there(pool):
+        pool = pool.as_planned()
+    if reference.size and not reference.images.is_dir():
+        reference = reference.as_planned()
+    tests = {
+        name: test.as_planned() if test.size and not test.images.is_dir() else test
+        for name, test in experiment.tests.items()
+    }
+    return experiment.model_copy(update={"pool": pool, "reference": reference, "tests": tests})
+
+
+def _is_there(pool: Any) -> bool:
+    try:
+        return bool(pool.paths)
+    except FileNotFoundError:
+        return False
+
+
+def planned_parts(experiment: Experiment) -> list[str]:
+    """The YAML paths of what is only planned."""
+    return [where for where, data in _data(experiment) if data.planned]
+
+
+def _data(experiment: Experiment) -> Iterator[tuple[str, Data]]:
+    yield "pool", experiment.pool
+    yield "reference", experiment.reference
+    for name, test in experiment.tests.items():
+        yield f"tests.{name}", test
+
+
+def identity(name: str) -> list[Any]:
+    """In place of the identity of a file or folder that is not there."""
+    return [name, "planned"]
+
+
+def classes(size: SetSize) -> ClassList:
+    """Classes without names, as many as declared."""
+    from pipeline.data.classes import ClassList
+
+    ids = tuple(f"class {label}" for label in range(size.classes or 0))
+    return ClassList(ids, ids)
+
+
+def shard_names(patterns: str | list[str], shards: int) -> list[Path]:
+    """The tars of a pool that is not there.
+
+    Args:
+        patterns: as in the experiment.
+        shards: how many there are declared to be.
+
+    Returns:
+        What the patterns spell out, or made-up names where they have `*` and the like.
+
+    Raises:
+        ValueError: the patterns spell out another number, or their braces are not balanced.
+    """
+    from glob import has_magic
+
+    from braceexpand import braceexpand
+
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    names = dict.fromkeys(name for pattern in listed for name in braceexpand(pattern))
+    if len(names) == shards:
+        return [Path(name) for name in names]
+    if not any(map(has_magic, names)):
+        raise ValueError(f"names {len(names):,} tars, but pool.size.shards is {shards:,}")
+    return [Path(f"planned/{number:05d}.tar") for number in range(shards)]
