@@ -142,6 +142,8 @@ def _check_study(experiment: Any, verify: bool) -> Iterator[Finding]:
 def _check_data(experiment: Any) -> Iterator[Finding]:
     """The paths are there, or the experiment would not have loaded; whether they hold anything."""
     from hpc.doctor import FAULT, OK, Finding
+    from hpc.words import count
+    from pipeline.data.folders import other_folders
     from pipeline.sources import classes_in
 
     shards = experiment.pool.paths
@@ -154,8 +156,10 @@ def _check_data(experiment: Any) -> Iterator[Finding]:
             do = f"see what is in {images.images}"
             yield Finding(verdict=FAULT, about=name, says=str(error), do=do)
             continue
-        count = len(classes.ids)
-        yield Finding(verdict=OK, about=name, says=f"{count} classes in {images.images}")
+        says = f"{len(classes)} classes in {images.images}"
+        if others := other_folders(images.images, classes):
+            says += f"; {count(len(others), 'folder')} not in the class list ignored"
+        yield Finding(verdict=OK, about=name, says=says)
 
 
 def _check_weights(pretrained: str) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpc.words import nearest
+from pipeline.data.classes import BUILT_IN
 from pipeline.layout import POOL, REFERENCE
 from pipeline.sections import Experiment, ImageSet, Split, Training, looks_like_file
 
@@ -138,8 +139,9 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
             continue
         if not images.images.is_dir():
             yield (*where, "images"), f"no such folder: {images.images}"
-        if images.classes is not None and not images.classes.is_file():
-            yield (*where, "classes"), f"no such file: {images.classes}"
+        if isinstance(images.classes, Path) and not images.classes.is_file():
+            meant = f"and no built-in list; {nearest(images.classes.name, BUILT_IN)}"
+            yield (*where, "classes"), f"no such file: {images.classes}, {meant}"
     pretrained = experiment.embedder.pretrained
     if looks_like_file(pretrained) and not Path(pretrained).is_file():
         yield ("embedder", "pretrained"), f"no such file: {pretrained}"
@@ -147,7 +149,7 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
 
 def _planned_faults(where: YamlPath, images: ImageSet) -> Iterator[Fault]:
     """What is missing to plan with an image set that is not there."""
-    listed = images.classes is not None and images.classes.is_file()
+    listed = isinstance(images.classes, str) or (images.classes and images.classes.is_file())
     if not listed and images.size and images.size.classes is None:
         yield (*where, "size", "classes"), "required, for neither folder nor class list is there"
 

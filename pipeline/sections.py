@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from pipeline.data.classes import BuiltIn
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -139,8 +141,10 @@ class ImageSet(Data):
     """Labelled images: a folder with one sub-folder a class."""
 
     images: AbsolutePath
-    classes: AbsolutePath | None = None
-    """Class list, `folder<TAB>name` a line; without it every sub-folder is a class."""
+    classes: BuiltIn | AbsolutePath | None = None
+    """A built-in list, or a file (`folder<TAB>name` a line); if not given, every sub-folder."""
+    border: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Pixels cut off each side of every image before anything else."""
     max_bad_fraction: Fraction = 0.0
     """A task fails if more than this share of its images can't be used."""
     size: SetSize | None = None

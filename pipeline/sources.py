@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hpc.words import count
 from pipeline import planned
-from pipeline.data.classes import ClassList, classes_of, read_class_list
-from pipeline.data.folders import identity
+from pipeline.data.classes import ClassList, built_in, classes_of, read_class_list
+from pipeline.data.folders import identity, other_folders
 from pipeline.sections import ImageSet, Pool, looks_like_file
 
 
@@ -44,9 +45,21 @@ def pool_groups(pool: Pool) -> list[list[Path]]:
 
 def classes_in(images: ImageSet) -> ClassList:
     """The class list of an image set."""
+    if isinstance(images.classes, str):
+        return built_in(images.classes)
     if images.planned and images.size and (images.classes is None or not images.classes.exists()):
         return planned.classes(images.size)
     return classes_of(images.images) if images.classes is None else read_class_list(images.classes)
+
+
+def ignored_folders(images: ImageSet) -> list[str]:
+    """The sub-folders of an image set that its class list does not have; a line says so."""
+    others = other_folders(images.images, classes_in(images))
+    if others:
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        folders = count(len(others), "folder")
+        print(f"{images.images}: {folders} not in the class list ignored: {shown}", flush=True)
+    return others
 
 
 def label_ranges(classes: ClassList, files: int) -> list[range]:
@@ -57,7 +70,7 @@ def label_ranges(classes: ClassList, files: int) -> list[range]:
 
 
 def folder_identity(images: ImageSet, labels: range) -> dict[str, Any]:
-    """The identity of some classes of an image set: folder names and times, class names."""
+    """The identity of some classes of an image set: folder names and times, class names, border."""
     classes = classes_in(images)
     chosen = ClassList(
         tuple(classes.ids[label] for label in labels),
@@ -70,4 +83,5 @@ def folder_identity(images: ImageSet, labels: range) -> dict[str, Any]:
         "classes": [list(chosen.ids), list(chosen.names)],
         "first_label": labels.start,
         "folders": [list(item) for item in folders],
+        **({"border": images.border} if images.border else {}),
     }

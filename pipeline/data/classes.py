@@ -1,9 +1,19 @@
-"""Class lists: which folders of an image set are classes, in which order, and their names."""
+"""Class lists: which folders of an image set are classes, in which order, and their names.
+
+The lists of ImageNet-1k and the benchmarks made after it are built in; class_lists/ has them, with
+their sources.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
+
+BuiltIn = Literal["imagenet-1k", "imagenet-v2", "imagenet-a", "imagenet-r", "objectnet"]
+BUILT_IN: tuple[str, ...] = get_args(BuiltIn)
+_LISTS = Path(__file__).parent / "class_lists"
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,27 @@ def _parse(line: str, place: str) -> tuple[str, str]:
     if "/" in class_id or class_id in (".", ".."):
         raise ValueError(f"{place}: expected the name of a folder, got {class_id!r}")
     return class_id, name or _spoken(class_id)
+
+
+@cache
+def built_in(name: BuiltIn) -> ClassList:
+    """One of the lists that come with simgap.
+
+    `imagenet-1k` has WordNet ids as folders and open_clip's names; `imagenet-v2` the same classes
+    in folders 0 to 999; `imagenet-a` and `imagenet-r` are the 200 of them that these have, with the
+    same names; `objectnet` is ObjectNet's folders and names of the 113 classes that ImageNet has,
+    too.
+    """
+    if name == "objectnet":
+        return read_class_list(_LISTS / "objectnet.tsv")
+    imagenet = read_class_list(_LISTS / "imagenet-1k.tsv")
+    if name == "imagenet-1k":
+        return imagenet
+    if name == "imagenet-v2":
+        return ClassList(tuple(map(str, range(len(imagenet)))), imagenet.names)
+    names = dict(zip(imagenet.ids, imagenet.names, strict=True))
+    ids = read_class_list(_LISTS / f"{name}.tsv").ids
+    return ClassList(ids, tuple(names[wnid] for wnid in ids))
 
 
 def classes_of(root: Path) -> ClassList:

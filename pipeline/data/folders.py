@@ -63,6 +63,14 @@ def identity(root: Path, classes: ClassList) -> tuple[tuple[str, int], ...]:
     return tuple((one, _class_folder(root, one).stat().st_mtime_ns) for one in classes.ids)
 
 
+def other_folders(root: Path, classes: ClassList) -> list[str]:
+    """The sub-folders that are no class of the list, sorted: their images are not looked at."""
+    listed = set(classes.ids)
+    with os.scandir(root) as entries:
+        names = [one.name for one in entries if one.name not in listed and one.is_dir()]
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def _class_folder(root: Path, class_id: str) -> Path:
     folder = root / class_id
     if folder.is_dir():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.tars import Span, read_span
@@ -29,10 +29,14 @@ _LEAVE_TO_PARENT = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an image is: a whole file, or a part of a tar."""
+    """Where an image is: a whole file, or a part of a tar.
+
+    `border` pixels are cut off each of its sides before anything else.
+    """
 
     path: Path
     span: Span | None
+    border: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class _Images(Dataset[_Item]):
             return position, "file is missing"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on palettes, EXIF, size: once an image is too often
-            return position, _decode(data, self.preprocess)
+            return position, _decode(data, self.preprocess, source.border)
 
     def _read_file(self, path: Path) -> bytes | None:
         try:
@@ -160,13 +164,17 @@ class _Images(Dataset[_Item]):
             self._tar = None
 
 
-def _decode(data: bytes, preprocess: Preprocess) -> torch.Tensor | str:
+def _decode(data: bytes, preprocess: Preprocess, border: int = 0) -> torch.Tensor | str:
     """Make a tensor of an image file's bytes, or say why that can't be."""
     try:
-        image = Image.open(io.BytesIO(data))
-        if max(image.size) > _MAX_ASPECT_RATIO * min(image.size):
+        image: Image.Image = Image.open(io.BytesIO(data))
+        short, long = (side - 2 * border for side in sorted(image.size))
+        if short <= 0:
+            return "image is nothing but border"
+        if long > _MAX_ASPECT_RATIO * short:
             return "image does not decode: too large"
         image.load()
+        image = ImageOps.crop(image, border) if border else image
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise whatever a damaged file makes them stumble on

@@ -19,6 +19,7 @@ from pipeline.sources import (
     classes_in,
     file_identity,
     folder_identity,
+    ignored_folders,
     label_ranges,
     model_identity,
     pool_groups,
@@ -42,6 +43,8 @@ class _Images:
     origins: list[dict[str, Any]] = field(default_factory=list)
     """The tars, or the folder, that they come from."""
     classes: dict[str, list[str]] | None = None
+    ignored_folders: int = 0
+    """Sub-folders of an image set that its class list does not have."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Key and reason."""
     faults: list[str] = field(default_factory=list)
@@ -133,6 +136,7 @@ class Embed:
             "skipped": dict(skipped),
             "faults": images.faults,
             "images_per_second": rate,
+            **({"ignored_folders": images.ignored_folders} if images.ignored_folders else {}),
         }
 
     def _attributes(self, images: _Images, embedder: Any) -> dict[str, Any]:
@@ -217,11 +221,12 @@ def _set_images(images: ImageSet, labels: range) -> _Images:
     found = list_images(images.images, classes, labels)
     return _Images(
         keys=[image.key for image in found],
-        sources=[Source(image.path, None) for image in found],
+        sources=[Source(image.path, None, images.border) for image in found],
         shards=[0] * len(found),
         labels=[image.label for image in found],
         origins=[{"path": str(images.images)}],
         classes={"ids": list(classes.ids), "names": list(classes.names)},
+        ignored_folders=len(ignored_folders(images)) if labels.start == 0 else 0,
         read=len(found),
     )
 

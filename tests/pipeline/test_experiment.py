@@ -72,6 +72,8 @@ def test_a_good_experiment_loads_with_absolute_paths(values: dict[str, Any]) -> 
         ("pool.shards=none/*.tar", "pool.shards: "),
         ("tests.val.images=nowhere", "tests.val.images: no such folder: "),
         ("tests.val.classes=nowhere.txt", "tests.val.classes: no such file: "),
+        ("tests.val.classes=imagenet-1", "imagenet-1, and no built-in list; did you mean 'imagenet-1k'?"),
+        ("tests.val.border=-1", "tests.val.border: input should be greater than or equal to 0, found -1"),
         ("embedder.pretrained=nowhere.pt", "embedder.pretrained: no such file: "),
         ("embedder.model=ViT-B-23", "embedder.model: open_clip has no model 'ViT-B-23'; did you mean"),
         ("training.model=nowhere.json", "training.model: "),
@@ -115,6 +117,15 @@ def test_all_faults_are_listed_at_once_with_their_lines(values: dict[str, Any]) 
     assert lines[0] == "study.yaml can't be used:"
     assert lines[1] == "  line 5: pool.shard: unknown key; did you mean 'shards'?"
     assert lines[2].startswith("  line 27: training.epochs: ")
+
+
+def test_class_lists_that_are_built_in_are_named_beside_paths(values: dict[str, Any]) -> None:
+    experiment = _load(values, "tests.val.classes=objectnet", "tests.val.border=1")
+    assert experiment.tests["val"].classes == "objectnet"
+    assert from_values(to_values(experiment)) == experiment
+    Path("objectnet").write_text("cat\n")
+    experiment = _load(values, "tests.val.classes=./objectnet")
+    assert experiment.tests["val"].classes == Path.cwd() / "objectnet"
 
 
 def test_a_cycle_of_splits_is_spelled_out(values: dict[str, Any]) -> None:

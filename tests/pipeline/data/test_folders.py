@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.classes import ClassList, classes_of
-from pipeline.data.folders import identity, list_images
+from pipeline.data.folders import identity, list_images, other_folders
 
 FILES = (
     "n2/b.JPG",
@@ -44,6 +44,12 @@ def test_images_come_by_label_then_key(root: Path) -> None:
 def test_the_class_list_sets_the_order(root: Path) -> None:
     classes = ClassList(("n2", "n1"), ("two", "one"))
     assert [one.label for one in list_images(root, classes)] == [0, 0, 1]
+
+
+def test_folders_that_the_list_lacks_are_told(root: Path) -> None:
+    (root / "file").touch()
+    assert other_folders(root, ClassList(("n2",), ("two",))) == ["n1", "n10"]
+    assert other_folders(root, classes_of(root)) == []
 
 
 def test_some_labels_are_a_part_of_all(root: Path) -> None:

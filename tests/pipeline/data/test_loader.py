@@ -9,6 +9,7 @@ import tarfile
 import time
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,30 @@ def test_images_come_in_order(tmp_path: Path, workers: int) -> None:
     expected = torch.stack([preprocess(Image.open(source.path)) for source in sources])
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
     assert expected.dtype == torch.float32 and not any(batch.failed for batch in batches)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L"])
+def test_a_border_is_cut_off_before_anything_else(tmp_path: Path, mode: str) -> None:
+    inner = picture(3, (38, 30), mode)
+    framed = Image.new(mode, (42, 34), 1)
+    if mode == "P":
+        framed.putpalette(inner.getpalette() or [])
+    framed.paste(inner, (2, 2))
+    (source,) = files(tmp_path, [encoded(framed, "PNG")])
+    (batch,) = load([replace(source, border=2)])
+    assert torch.equal(batch.images[0], preprocess(inner))
+    assert not torch.equal(load([source])[0].images[0], batch.images[0])
+
+
+def test_an_image_that_is_nothing_but_border_is_listed(tmp_path: Path) -> None:
+    sizes = [(40, 4), (40, 5), (6000, 5)]
+    sources = files(tmp_path, [encoded(picture(i, size)) for i, size in enumerate(sizes)])
+    (batch,) = load([replace(source, border=2) for source in sources])
+    assert batch.positions == [1]
+    assert batch.failed == [
+        (0, "image is nothing but border"),
+        (2, "image does not decode: too large"),
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
