@@ -14,7 +14,7 @@ from hpc.words import nearest
 
 CLUSTERS = ("slurm", "local", "inline")
 RUNTIMES = ("apptainer", "singularity", "pyxis")
-_SECTIONS = ("cluster", "defaults", "stages", "environment")
+_SECTIONS = ("cluster", "defaults", "stages", "environment", "speeds")
 
 
 class ProfileError(ValueError):
@@ -68,6 +68,8 @@ class Profile:
     """Fields of `Resources` and `SlurmOptions`, and `environment`, for all stages."""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per stage: what differs from the defaults."""
+    speeds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How fast the site is, by section: numbers, and `source`, where they are from."""
 
     def resources(self, stage: str) -> Resources:
         """The resources of a stage's jobs."""
@@ -87,12 +89,15 @@ class Profile:
         return {one.name: chosen[one.name] for one in fields(kind) if one.name in chosen}
 
 
-def load_profile(path: Path, stages: Sequence[str]) -> Profile:
+def load_profile(
+    path: Path, stages: Sequence[str], speeds: Mapping[str, Sequence[str]] | None = None
+) -> Profile:
     """Read a profile.
 
     Args:
         path: the YAML file.
         stages: the names of all stages, to check those in the file.
+        speeds: the keys of each section of `speeds`.
 
     Raises:
         ProfileError: an unknown key or stage, or a value of the wrong type.
@@ -117,6 +122,7 @@ def load_profile(path: Path, stages: Sequence[str]) -> Profile:
         cluster=cluster,
         defaults=defaults,
         stages={name: reader.section(f"stages.{name}", one) for name, one in sections.items()},
+        speeds=reader.speeds(values.get("speeds") or {}, speeds or {}),
     )
     for stage in stages:
         reader.sensible(stage, profile)
@@ -125,6 +131,7 @@ def load_profile(path: Path, stages: Sequence[str]) -> Profile:
 
 _COUNTS = ("nodes", "processes", "cpus", "minutes", "array_parallelism", "tasks_per_job")
 _WORDS = ("partition", "account", "qos", "constraint", "python")
+_SOURCE = "source"
 _KEYS = [*(one.name for kind in (Resources, SlurmOptions) for one in fields(kind)), "environment"]
 
 
@@ -139,6 +146,25 @@ class _Reader:
         section = self.mapping(where, section or {})
         self.known_keys(f"{where}.", section, _KEYS)
         return {key: self._value(f"{where}.{key}", key, one) for key, one in section.items()}
+
+    def speeds(
+        self, sections: Any, known: Mapping[str, Sequence[str]]
+    ) -> dict[str, dict[str, Any]]:
+        """How fast the site is."""
+        self.known_keys("speeds.", self.mapping("speeds", sections), list(known))
+        return {
+            name: self._speed(f"speeds.{name}", section, [*known[name], _SOURCE])
+            for name, section in sections.items()
+        }
+
+    def _speed(self, where: str, section: Any, known: Sequence[str]) -> dict[str, Any]:
+        self.known_keys(f"{where}.", self.mapping(where, section), known)
+        return {
+            key: self._word(f"{where}.{key}", value)
+            if key == _SOURCE
+            else self._number(f"{where}.{key}", value, 1e-9, whole=False)
+            for key, value in section.items()
+        }
 
     def _value(self, where: str, key: str, value: Any) -> Any:
         if key in _COUNTS:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.profile import CLUSTERS
 from pipeline.command_line import study_parser
+from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _profile(name: str) -> tuple[Any, Finding]:
 
     try:
         path = find("slurm_templates", name)
-        profile = load_profile(path, NAMES)
+        profile = load_profile(path, NAMES, SPEEDS)
     except (ProfileError, OSError) as error:
         do = "mend it; slurm_templates/generic.yaml explains every key"
         return None, Finding(verdict=FAULT, about="profile", says=str(error), do=do)

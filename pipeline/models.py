@@ -23,10 +23,7 @@ _CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 @cache
 def known_models() -> tuple[str, ...]:
     """The names of open_clip's own models, without importing torch."""
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("open_clip is not installed: pip install open_clip_torch")
-    configs = (Path(spec.origin).parent / "model_configs").glob("*.json")
+    configs = config_path("any").parent.glob("*.json")
     return tuple(sorted(path.stem for path in configs))
 
 
@@ -45,6 +42,16 @@ def check_model(model: str) -> None:
             f"open_clip has no model {model!r}{_nearest(model, known_models())} "
             "(or give the path of a .json model configuration)"
         )
+
+
+def config_path(model: str) -> Path:
+    """The JSON file that describes a model, without importing torch."""
+    if model.endswith(".json"):
+        return Path(model)
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("open_clip is not installed: pip install open_clip_torch")
+    return Path(spec.origin).parent / "model_configs" / f"{model}.json"
 
 
 def register_model(model: str) -> str:

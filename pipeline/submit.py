@@ -22,6 +22,7 @@ from hpc.words import count
 from pipeline.command_line import study_parser
 from pipeline.console import Log
 from pipeline.layout import Layout
+from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _submit(arguments: argparse.Namespace) -> int:
 
     path = find("experiments", arguments.experiment)
     experiment = load_experiment(path, arguments.overrides, without_data=arguments.dry_run)
-    profile = load_profile(find("slurm_templates", arguments.profile), NAMES)
+    profile = load_profile(find("slurm_templates", arguments.profile), NAMES, SPEEDS)
     cluster = arguments.cluster or ("slurm" if arguments.sbatch else profile.cluster)
     if arguments.sbatch and cluster != "slurm":
         raise ValueError(f"--sbatch writes scripts for Slurm, not for --cluster {cluster}")
@@ -153,8 +154,9 @@ def _submit(arguments: argparse.Namespace) -> int:
     check_processes(stages, profile)
     layout = Layout(experiment.run)
     if arguments.dry_run:
-        queued = queued_tasks(layout.run)
-        _explain(assess(stages, Ledger(layout.run), thorough=arguments.verify), queued, layout)
+        assessed = assess(stages, Ledger(layout.run), thorough=arguments.verify)
+        _explain(assessed, queued_tasks(layout.run), layout)
+        _forecast(assessed, experiment, profile, cluster)
         return 0
     submission = Submission(arguments, cluster, profile, experiment, path, Log(layout.log))
     with alone(layout.run, patience=60 if cluster == "slurm" else 0):
@@ -360,6 +362,36 @@ def _explain(assessed: Mapping[str, Any], queued: int, layout: Any) -> None:
             print(f"    {state}: {example}{others}: {reason}")
         if len(reasons) > 10:
             print(f"    and {len(reasons) - 10} other reasons")
+
+
+def _forecast(
+    assessed: Mapping[str, Assessment], experiment: Any, profile: Profile, cluster: str
+) -> None:
+    """Print what it would take."""
+    from hpc import slurm
+    from hpc.plan import DONE
+    from hpc.submission import slurm_stages
+    from pipeline.forecast import disk_needed, forecast
+    from pipeline.forecast_view import ForecastView
+    from pipeline.sizes import Sizes
+    from pipeline.speeds import Speeds
+
+    todo = {name: item for name, item in assessed.items() if item.state != DONE}
+    if not todo:
+        return
+    if cluster == "slurm":
+        try:
+            size = slurm.max_array_size()
+        except slurm.SlurmError:  # planned at a desk; on the login node it is asked again
+            size = SLURMS_OWN_MAX_ARRAY_SIZE
+        plans = slurm_stages(todo, profile, size)
+    else:
+        plans = _local_stages(todo, profile, cluster)
+    speeds, run = Speeds(profile.speeds), experiment.run
+    found = forecast(assessed, plans, Sizes(experiment, assessed), speeds)
+    print(f"\nIt would take, with the profile {profile.name}:")
+    disk = disk_needed(found, assessed, run)
+    ForecastView(found, disk, run, profile.name, speeds).show()
 
 
 if __name__ == "__main__":

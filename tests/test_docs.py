@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from hpc.profile import SlurmOptions
 from hpc.stage import Resources
 from pipeline import sections
+from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,7 @@ def test_every_key_of_an_experiment_is_explained() -> None:
 def test_every_key_of_a_profile_is_explained() -> None:
     text = (ROOT / "docs" / "cluster.md").read_text()
     keys = [key.name for kind in (Resources, SlurmOptions) for key in fields(kind)]
+    keys += [key for section, speeds in SPEEDS.items() for key in (section, *speeds)]
     assert [key for key in keys if not re.search(rf"`{key}`", text)] == []
 
 

@@ -1,0 +1,164 @@
+"""How large the parts of a study are: counted by its finished tasks, else declared, else unknown.
+
+What has been counted comes first. A pool of which some files are embedded is taken to go on as
+it began.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from hpc.plan import Assessment
+from hpc.stage import reference
+from pipeline.amounts import Amount, known, total, unknown
+from pipeline.layout import POOL, REFERENCE
+from pipeline.model_costs import ModelCosts, model_costs
+from pipeline.sections import Experiment, ImageSet
+from pipeline.sources import classes_in, pool_groups
+
+_CHECKPOINT_BYTES = 12
+"""Of a parameter: itself and the two moments of AdamW, 4 bytes each."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the parts of a study are."""
+
+    study: Experiment
+    assessed: Mapping[str, Assessment]
+
+    # the pool
+
+    @cached_property
+    def shards(self) -> list[int]:
+        """Tars of each embeddings file of the pool."""
+        return [len(group) for group in pool_groups(self.study.pool)]
+
+    @cached_property
+    def rows(self) -> Amount:
+        """Images of the pool (N)."""
+        tasks = [reference("embed", f"{POOL}/{index:05d}") for index in range(len(self.shards))]
+        counted = {index: found for index, one in enumerate(tasks) if (found := self._used(one))}
+        if counted:
+            seen = sum(self.shards[index] for index in counted)
+            return Amount(sum(counted.values()) * sum(self.shards) / seen)
+        size = self.study.pool.size
+        return known(size.samples if size else None, "pool.size.samples")
+
+    def share(self, index: int) -> float:
+        """The part of the pool that is in an embeddings file."""
+        return self.shards[index] / sum(self.shards)
+
+    @cached_property
+    def tar_bytes(self) -> Amount:
+        """Of all tars of the pool: as they lie there, or as declared."""
+        if not self.study.pool.planned:
+            files = range(len(self.shards))
+            tasks = [self.assessed[reference("embed", f"{POOL}/{index:05d}")] for index in files]
+            found = [shard[1] for one in tasks for shard in one.task.recipe.settings["shards"]]
+            return Amount(sum(found))
+        size = self.study.pool.size
+        return known(size.bytes if size else None, "pool.size.bytes")
+
+    # image sets
+
+    def _set(self, name: str) -> tuple[ImageSet, str]:
+        """An image set, and where it stands in the experiment."""
+        if name == REFERENCE:
+            return self.study.reference, REFERENCE
+        return self.study.tests[name], f"tests.{name}"
+
+    def images(self, name: str) -> Amount:
+        """Images of the reference or of a test set."""
+        tasks = [one for one in self.assessed if one.startswith(reference("embed", f"{name}/"))]
+        counted = [self._used(one) for one in tasks]
+        if tasks and all(counted):
+            return Amount(sum(filter(None, counted)))
+        images, where = self._set(name)
+        return known(images.size.images if images.size else None, f"{where}.size.images")
+
+    def set_bytes(self, name: str) -> Amount:
+        """Of the images of the reference or of a test set."""
+        images, where = self._set(name)
+        return known(images.size.bytes if images.size else None, f"{where}.size.bytes")
+
+    def classes(self, name: str) -> int:
+        """Classes of the reference or of a test set."""
+        return len(classes_in(self._set(name)[0]))
+
+    @cached_property
+    def queries(self) -> Amount:
+        """Images of all test sets (M)."""
+        return total(self.images(test) for test in self.study.tests)
+
+    def _used(self, task: str) -> int | None:
+        """Images that a finished task of embedding used."""
+        item = self.assessed.get(task)
+        return int(item.marker.counts["used"]) if item and item.marker else None
+
+    # models
+
+    @cached_property
+    def embedder(self) -> ModelCosts:
+        """Of the model that defines similarity."""
+        return model_costs(self.study.embedder.model)
+
+    @cached_property
+    def trained(self) -> ModelCosts:
+        """Of the model that is trained."""
+        return model_costs(self.study.training.model)
+
+    @cached_property
+    def checkpoint(self) -> Amount:
+        """Bytes of a trained model: as one that is there, or as its parameters say."""
+        for item in self.assessed.values():
+            if item.stage == "train" and item.marker:
+                return Amount(next(iter(item.marker.outputs.values()))[0])
+        parameters = self.trained.parameters
+        if parameters is None:
+            return unknown("a first training: the model's config does not say how large it is")
+        return Amount(parameters * _CHECKPOINT_BYTES)
+
+    # splits
+
+    def kept(self, name: str) -> Amount:
+        """Images of the pool that a split keeps: as its mask counts, else at most all of them."""
+        item = self.assessed.get(reference("mask", name))
+        if item and item.marker:
+            return Amount(int(item.marker.counts["kept"]))
+        split = self.study.splits[name]
+        if split.random:
+            return self.kept(split.random.like)
+        return self.rows if split.all else Amount(self.rows.value, self.rows.missing, at_most=True)
+
+    def trained_on(self, name: str) -> Amount:
+        """Samples of a split, with the reference's if it is trained on, too."""
+        return self.kept(name)
+
+    def split_bytes(self, name: str) -> Amount:
+        """Bytes of a split's samples: those of the pool are taken to be of one size."""
+        return self.pool_bytes(self.kept(name))
+
+    def pool_bytes(self, rows: Amount) -> Amount:
+        """Bytes of so many samples of the pool."""
+        if not self.rows.value:
+            return self.tar_bytes * 0 + unknown("pool.size.samples")
+        return rows * (self.tar_bytes / self.rows.value)
+
+    # tasks
+
+    @cached_property
+    def _tasks(self) -> Counter[str]:
+        """How many tasks there are below each `stage/.../`."""
+        return Counter(_folders(self.assessed))
+
+    def tasks_beside(self, stage: str, task: str) -> int:
+        """Tasks of a stage in the same folder: those that share the work on a split."""
+        return self._tasks[reference(stage, task).rpartition("/")[0]]
+
+
+def _folders(tasks: Iterable[str]) -> Iterable[str]:
+    return (task.rpartition("/")[0] for task in tasks)
