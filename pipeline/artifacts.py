@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +57,12 @@ EMBEDDINGS = Schema(
         "key": ("str", ("n",)),
         "shard": ("int32", ("n",)),  # index into the attribute `sources`
         "label": ("int32", ("n",)),  # index into the attribute `classes`
+        "uid": ("str", ("n",)),  # of precomputed embeddings whose metadata have one
         "skipped_key": ("str", ("s",)),
         "skipped_reason": ("str", ("s",)),
     },
     ("model", "pretrained", "precision", "preprocessing", "sources", "classes", "read", "faults"),
-    optional=("label",),
+    optional=("label", "uid"),
 )
 CENTROIDS = Schema(
     "centroids",
@@ -143,6 +144,20 @@ class Artifact:
         return [value.decode("utf-8", _ESCAPE) for value in self.arrays[name][rows].tolist()]
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """An array that is not in memory: its rows come in blocks, once, in order."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks: Iterator[Array]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+
 def encode_text(values: list[str]) -> Array:
     """Strings as a fixed-length UTF-8 array, the form of a `str` dataset."""
     encoded = [value.encode("utf-8", _ESCAPE) for value in values]
@@ -153,7 +168,7 @@ def write(
     path: Path,
     schema: Schema,
     digest: str,
-    arrays: Mapping[str, Array],
+    arrays: Mapping[str, Array | Blocks],
     attributes: Mapping[str, Any],
 ) -> None:
     """Write an artefact; it appears whole or not at all.
@@ -180,11 +195,27 @@ def write(
         for name, value in attributes.items():
             file.attrs[name] = json.dumps(value, ensure_ascii=False)
         for name, array in arrays.items():
+            dataset = file.create_dataset(name, array.shape, _stored_type(array.dtype))
+            if isinstance(array, Blocks):
+                dataset.attrs[_HASH] = _write_blocks(dataset, array)
+                continue
             array = np.ascontiguousarray(array)
-            dataset = file.create_dataset(name, array.shape, _stored_type(array))
             if array.size:
                 dataset.id.write(h5py.h5s.ALL, h5py.h5s.ALL, array, dataset.id.get_type())
             dataset.attrs[_HASH] = _hash(array)
+
+
+def _write_blocks(dataset: h5py.Dataset, array: Blocks) -> str:
+    """Write block after block; returns the hash of the whole."""
+    digest, done = xxhash.xxh3_64(), 0
+    for block in array.blocks:
+        block = np.ascontiguousarray(block, dtype=array.dtype)
+        dataset[done : done + len(block)] = block
+        digest.update(block.reshape(-1).view(np.uint8).data)
+        done += len(block)
+    if done != len(dataset):
+        raise ValueError(f"{dataset.name}: expected {len(dataset)} rows, the blocks have {done}")
+    return digest.hexdigest()
 
 
 def read(path: Path, schema: Schema) -> Artifact:
@@ -282,11 +313,10 @@ def hash_array(array: Array) -> str:
     return _hash(np.ascontiguousarray(array))
 
 
-def _stored_type(array: Array) -> Any:
+def _stored_type(dtype: np.dtype[Any]) -> Any:
     import h5py
 
-    is_text = array.dtype.kind == "S"
-    return h5py.string_dtype("utf-8", array.itemsize) if is_text else array.dtype
+    return h5py.string_dtype("utf-8", dtype.itemsize) if dtype.kind == "S" else dtype
 
 
 def _map(path: Path, dataset: h5py.Dataset) -> Array:
@@ -311,7 +341,7 @@ def _hash(array: Array) -> str:
 def _check(
     path: Path,
     schema: Schema,
-    arrays: Mapping[str, Array],
+    arrays: Mapping[str, Array | Blocks],
     attributes: Mapping[str, Any],
     error: type[Exception],
 ) -> None:

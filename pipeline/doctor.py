@@ -105,7 +105,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, Finding]:
     except (ExperimentError, OSError) as error:
         do = "mend the file; docs/experiment.md explains every key"
         return None, Finding(verdict=FAULT, about="experiment", says=str(error), do=do)
-    trainings = len(experiment.trained_splits) * len(experiment.training.seeds)
+    trainings = len(experiment.trained_splits) * len(experiment.seeds)
     says = (
         f"{experiment.name}: {len(experiment.tests)} test sets, {len(experiment.splits)} splits, "
     )
@@ -147,9 +147,7 @@ def _check_data(experiment: Any) -> Iterator[Finding]:
     from pipeline.data.folders import other_folders
     from pipeline.sources import classes_in
 
-    shards = experiment.pool.paths
-    size = sum(shard.stat().st_size for shard in shards)
-    yield Finding(verdict=OK, about="pool", says=f"{len(shards)} shards, {_size(size)}")
+    yield Finding(verdict=OK, about="pool", says=_pool_in_words(experiment.pool))
     for name, images in {"reference": experiment.reference, **experiment.tests}.items():
         try:
             classes = classes_in(images)
@@ -161,6 +159,20 @@ def _check_data(experiment: Any) -> Iterator[Finding]:
         if others := other_folders(images.images, classes):
             says += f"; {count(len(others), 'folder')} not in the class list ignored"
         yield Finding(verdict=OK, about=name, says=says)
+
+
+def _pool_in_words(pool: Any) -> str:
+    from hpc.words import count
+
+    told = []
+    if pool.embeddings is not None:
+        files = [file.path for file in pool.embeddings.sources]
+        size = _size(sum(path.stat().st_size for path in files))
+        told.append(f"{count(len(files), 'file')} of embeddings, {size}")
+    if pool.shards is not None:
+        size = _size(sum(shard.stat().st_size for shard in pool.paths))
+        told.append(f"{len(pool.paths)} shards, {size}")
+    return "; ".join(told)
 
 
 def _check_weights(pretrained: str) -> Finding:

@@ -28,6 +28,7 @@ def faults_of(experiment: Experiment, *, without_data: bool = False) -> Iterator
     yield from _training_faults(experiment)
     yield from _template_faults(experiment)
     yield from _choice_faults(experiment)
+    yield from _pool_faults(experiment)
     missing = list(_path_faults(experiment))
     yield from missing
     yield from _model_faults(experiment)
@@ -74,9 +75,34 @@ def _cycle(splits: Mapping[str, Split], start: str) -> list[str] | None:
     return None
 
 
+def _pool_faults(experiment: Experiment) -> Iterator[Fault]:
+    """What does not fit together: precomputed embeddings, their maker, and what needs tars."""
+    pool, training = experiment.pool, experiment.training
+    if pool.shards is None and training is not None:
+        yield (
+            ("training",),
+            "needs the pool's tars, and pool.shards is not given: give it, or leave training out; "
+            "the study then ends at the masks, which `simgap export` writes for other programs",
+        )
+    if pool.shards is not None and training is None:
+        yield ("training",), "required, but not there"
+    if pool.embeddings is None:
+        return
+    for key in ("model", "pretrained"):
+        made_by, embedder = getattr(pool.embeddings, key), getattr(experiment.embedder, key)
+        if made_by != embedder:
+            yield (
+                ("pool", "embeddings", key),
+                f"{made_by!r} made them, but the test sets are embedded by {embedder!r}: "
+                "similarity is only defined within one model",
+            )
+
+
 def _training_faults(experiment: Experiment) -> Iterator[Fault]:
     from pipeline.training_options import check_options
 
+    if experiment.training is None:
+        return
     for index, name in enumerate(experiment.training.splits or []):
         if name not in experiment.splits:
             where: YamlPath = ("training", "splits", index)
@@ -131,6 +157,10 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
         _ = experiment.pool.paths
     except (FileNotFoundError, ValueError) as error:
         yield ("pool", "shards"), str(error)
+    try:
+        _ = experiment.pool.embeddings and experiment.pool.embeddings.sources
+    except (OSError, ValueError) as error:
+        yield ("pool", "embeddings", "files"), str(error)
     sets: dict[YamlPath, ImageSet] = {("reference",): experiment.reference}
     sets |= {("tests", name): test for name, test in experiment.tests.items()}
     for where, images in sets.items():
@@ -157,8 +187,10 @@ def _planned_faults(where: YamlPath, images: ImageSet) -> Iterator[Fault]:
 def _model_faults(experiment: Experiment) -> Iterator[Fault]:
     from pipeline.models import check_model
 
-    for section in ("embedder", "training"):
+    sections = {"embedder": experiment.embedder, "training": experiment.training}
+    for name, section in sections.items():
         try:
-            check_model(getattr(experiment, section).model)
+            if section is not None:
+                check_model(section.model)
         except (ValueError, OSError) as error:
-            yield (section, "model"), str(error)
+            yield (name, "model"), str(error)

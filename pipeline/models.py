@@ -126,6 +126,13 @@ def resolve_device(requested: str) -> str:
     return requested
 
 
+def dimensions_of(model: str) -> int:
+    """D of a model's embeddings, without loading it; errors as `register_model`."""
+    import open_clip
+
+    return int(open_clip.get_model_config(register_model(model))["embed_dim"])
+
+
 def job_device(requested: str, gpus: int) -> str:
     """The device of a job: one that was given a GPU uses it, and fails if it does not work.
 
@@ -293,8 +300,8 @@ def image_features(embedder: Embedder, images: torch.Tensor) -> torch.Tensor:
     dtype = open_clip.get_input_dtype(embedder.precision)
     with torch.inference_mode(), _autocast(embedder):
         batch = images.to(device=embedder.device, dtype=dtype, non_blocking=True)
-        features = embedder.model.encode_image(batch).double()  # type: ignore[operator]
-    rows: torch.Tensor = features / features.norm(dim=1, keepdim=True)
+        features = embedder.model.encode_image(batch)  # type: ignore[operator]
+    rows, _ = unit_rows(features)
     bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
@@ -302,6 +309,27 @@ def image_features(embedder: Embedder, images: torch.Tensor) -> torch.Tensor:
             f"{bad[0]} of the batch (precision {embedder.precision!r})"
         )
     return rows
+
+
+def unit_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalise rows, whoever computed them.
+
+    Args:
+        features: (b, D) floats.
+
+    Returns:
+        (b, D) float64 rows of length one, not finite where a row is zero or not finite; and the
+        (b,) float64 lengths that they had.
+    """
+    features = features.double()
+    lengths = features.norm(dim=1)
+    return features / lengths[:, None], lengths
+
+
+def stored_rows(rows: torch.Tensor) -> np.ndarray:
+    """Round (b, D) rows to float16, as they are stored."""
+    stored: np.ndarray = rows.half().cpu().numpy()
+    return stored
 
 
 def encode_images(embedder: Embedder, images: torch.Tensor) -> np.ndarray:
@@ -317,8 +345,7 @@ def encode_images(embedder: Embedder, images: torch.Tensor) -> np.ndarray:
     Raises:
         ValueError: if the model gives a row that is not finite, or zero.
     """
-    rows: np.ndarray = image_features(embedder, images).half().cpu().numpy()
-    return rows
+    return stored_rows(image_features(embedder, images))
 
 
 def zero_shot_classifier(

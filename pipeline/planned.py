@@ -31,6 +31,8 @@ def without_missing_data(experiment: Experiment) -> Experiment:
 
 
 def _is_there(pool: Any) -> bool:
+    if pool.embeddings is not None:
+        return True  # or it is a fault: nothing of them is known before they are there
     try:
         return bool(pool.paths)
     except FileNotFoundError:

@@ -21,6 +21,9 @@ from pipeline.data.classes import BuiltIn
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+if TYPE_CHECKING:
+    from pipeline.data.precomputed import PrecomputedFile
+
 NAME = r"^[^\W_][\w.+-]*$"
 _FILES = (".pt", ".pth", ".bin", ".safetensors", ".json")
 
@@ -99,16 +102,65 @@ class Data(Section):
         return planned
 
 
-class Pool(Data):
-    """The image-text pool: WebDataset tars in img2dataset's layout."""
+class Precomputed(Section):
+    """Embeddings of the pool that were made elsewhere, by the model that embeds the test sets."""
 
-    shards: Annotated[str | list[str], AfterValidator(_absolute_patterns)]
+    files: Annotated[str | list[str], AfterValidator(_absolute_patterns)]
+    """A folder of clip-retrieval, or .npy or .h5 files: paths, globs or ranges."""
+    model: NameOrFile
+    """What made them; has to be the embedder's model."""
+    pretrained: NameOrFile
+    """What made them; have to be the embedder's weights."""
+    metadata: Annotated[str | list[str], AfterValidator(_absolute_patterns)] | None = None
+    """Parquet files that go with .npy files, one for each, in their order."""
+    key: str | None = None
+    """Column of the keys; `image_path` in Parquet, `key` in HDF5 if not given."""
+    uid: str | None = None
+    """Column of 128-bit identifiers; `uid`, if there is one, if not given."""
+    shard: str | None = None
+    """Column that names the tar of each row, by file name or number."""
+
+    @property
+    def sources(self) -> list[PrecomputedFile]:
+        """Every file with its partner; looked for once.
+
+        Raises:
+            FileNotFoundError: a pattern matches nothing, or a partner is missing.
+            ValueError: the files can't be paired.
+        """
+        from pipeline.data.precomputed import find_files
+
+        patterns = str((self.files, self.metadata))
+        if patterns not in self.listings:
+            self.listings[patterns] = find_files(self.files, self.metadata)
+        return self.listings[patterns]
+
+    @cached_property
+    def listings(self) -> dict[str, list[PrecomputedFile]]:
+        """What was found, by patterns; a copy of a section may have other patterns."""
+        return {}
+
+
+class Pool(Data):
+    """The image-text pool: WebDataset tars in img2dataset's layout, embeddings of them, or both."""
+
+    shards: Annotated[str | list[str], AfterValidator(_absolute_patterns)] | None = None
     """Paths, globs (`pool/*.tar`) or ranges (`pool/{00000..00011}.tar`)."""
     shards_per_file: Positive = 1
     """Shards that share an embeddings file; one file is one task."""
     max_bad_fraction: Fraction = 0.1
     """A task fails if more than this share of its samples can't be used."""
     size: PoolSize | None = None
+    embeddings: Precomputed | None = None
+    """Embeddings that were made elsewhere; each of their files is one task."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Pool:
+        if self.shards is None and self.embeddings is None:
+            raise ValueError("expected shards, embeddings, or both")
+        if self.embeddings is not None and self.shards_per_file != 1:
+            raise ValueError("shards_per_file has no effect: embeddings come in files of their own")
+        return self
 
     @property
     def paths(self) -> list[Path]:
@@ -122,6 +174,8 @@ class Pool(Data):
         from pipeline.data.tars import expand_shards
         from pipeline.planned import shard_names
 
+        if self.shards is None:
+            return []
         patterns = str(self.shards)
         if patterns not in self.listings:
             self.listings[patterns] = (
@@ -130,6 +184,11 @@ class Pool(Data):
                 else expand_shards(self.shards)
             )
         return self.listings[patterns]
+
+    @cached_property
+    def identities(self) -> dict[str, str]:
+        """A hash of all tars, by patterns, taken once."""
+        return {}
 
     @cached_property
     def listings(self) -> dict[str, list[Path]]:
@@ -291,7 +350,8 @@ class Experiment(Section):
     """Without it nothing is looked for."""
     similarity: Similarity = Similarity()
     splits: Annotated[dict[Name, Split], Field(min_length=1)]
-    training: Training
+    training: Training | None = None
+    """Absent if the pool has no tars: the study then ends at the masks."""
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
 
@@ -301,6 +361,13 @@ class Experiment(Section):
         return self.runs / self.name
 
     @property
+    def seeds(self) -> list[int]:
+        """One training of each split for each; none if the study ends at the masks."""
+        return [] if self.training is None else list(self.training.seeds)
+
+    @property
     def trained_splits(self) -> list[str]:
-        """The splits to train on, in order."""
+        """The splits to train on, in order; none if the study ends at the masks."""
+        if self.training is None:
+            return []
         return list(self.splits) if self.training.splits is None else list(self.training.splits)

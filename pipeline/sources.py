@@ -5,7 +5,9 @@ Identities go into digests. They hold names, sizes and times, never folders: dat
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,47 @@ def shard_identity(pool: Pool, path: Path) -> list[Any]:
 
 
 def pool_groups(pool: Pool) -> list[list[Path]]:
-    """The pool's shards as they share embeddings files."""
+    """What each embeddings file of the pool is made from: shards, or a precomputed file."""
+    if pool.embeddings is not None:
+        return [[file.path] for file in pool.embeddings.sources]
     shards, step = pool.paths, pool.shards_per_file
     return [shards[start : start + step] for start in range(0, len(shards), step)]
+
+
+def tars_of(pool: Pool, index: int, sources: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """The tars that the rows of embeddings file `index` are in, wherever they are today.
+
+    Args:
+        pool: with shards.
+        index: of the embeddings file.
+        sources: its attribute of that name; its dataset `shard` counts in it, and in the result.
+
+    Raises:
+        IndexError: the pool has fewer tars by now.
+    """
+    if pool.embeddings is None:
+        return pool_groups(pool)[index]
+    return [pool.paths[source["position"]] for source in sources]
+
+
+def precomputed_identity(pool: Pool, index: int) -> dict[str, Any]:
+    """The identity of a precomputed file, and of the tars that its rows may be in."""
+    assert pool.embeddings is not None
+    file = pool.embeddings.sources[index]
+    return {
+        "precomputed": [file_identity(path) for path in (file.path, file.metadata) if path],
+        **pool.embeddings.model_dump(include={"key", "uid", "shard"}, exclude_none=True),
+        **({} if pool.shards is None else {"tars": _tars_identity(pool)}),
+    }
+
+
+def _tars_identity(pool: Pool) -> str:
+    """One hash for all tars: there may be tens of thousands."""
+    known = pool.identities
+    if str(pool.shards) not in known:
+        listed = json.dumps([file_identity(path) for path in pool.paths])
+        known[str(pool.shards)] = hashlib.sha256(listed.encode()).hexdigest()[:16]
+    return known[str(pool.shards)]
 
 
 def classes_in(images: ImageSet) -> ClassList:

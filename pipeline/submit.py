@@ -147,6 +147,8 @@ def _submit(arguments: argparse.Namespace) -> int:
     cluster = arguments.cluster or ("slurm" if arguments.sbatch else profile.cluster)
     if arguments.sbatch and cluster != "slurm":
         raise ValueError(f"--sbatch writes scripts for Slurm, not for --cluster {cluster}")
+    if experiment.training is None:
+        arguments.until = _without_training(arguments)
     if arguments.split:
         experiment = _only(experiment, arguments.split)
         arguments.until = min(arguments.until, "evaluate", key=NAMES.index)
@@ -272,6 +274,10 @@ class Submission:
     def _tell_report(self) -> None:
         if self.arguments.until == "report":
             print(f"report: {self.layout.report}")
+        elif self.experiment.training is None and self.arguments.until == "mask":
+            run = shlex.quote(_short(self.layout.run))
+            print("this study has no training: it ends at the masks. To use a split elsewhere:")
+            print(f"  simgap export {run} {next(iter(self.experiment.splits))} --to list")
 
     def _plan(self, todo: Mapping[str, Assessment], stages: Sequence[StagePlan]) -> Plan:
         from hpc.plan import make_plan
@@ -313,6 +319,15 @@ def _local_stages(
             StagePlan(stage=stage, resources=resources, elements=elements, at_once=at_once)
         )
     return plans
+
+
+def _without_training(arguments: argparse.Namespace) -> str:
+    """The last stage of a study without training."""
+    if arguments.split:
+        raise ValueError("--split chooses what to train on, but this study has no training")
+    if NAMES.index("mask") < NAMES.index(arguments.until) < len(NAMES) - 1:
+        raise ValueError(f"--until {arguments.until}: this study has no training, it ends at mask")
+    return min(arguments.until, "mask", key=NAMES.index)
 
 
 def _only(experiment: Any, splits: Sequence[str]) -> Any:

@@ -311,11 +311,34 @@ def _joined(spans: Iterable[Span]) -> Iterator[Span]:
         yield run
 
 
+def first_key(path: Path) -> str | None:
+    """The key of a tar's first sample, usable or not; None if there is none.
+
+    Raises:
+        OSError: if the file is missing or can't be read.
+    """
+    with path.open("rb", buffering=_HEADER_BUFFER) as file:
+        return next((group.key for group in _groups(_Archive(file))), None)
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Sorts numbers within names as numbers: 2.tar before 10.tar."""
+    parts: list[str | int] = list(_DIGITS.split(name))
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
+
+
 def expand_shards(patterns: str | list[str]) -> list[Path]:
-    """Find the tars that patterns name.
+    """Find the tars that patterns name; as `expand_files`, which has the errors."""
+    return expand_files(patterns, "shard")
+
+
+def expand_files(patterns: str | list[str], noun: str) -> list[Path]:
+    """Find the files that patterns name.
 
     A pattern is a path, a glob (`*`, `?`, `[..]`), a brace expression (`{00000..00011}`,
-    `{a,b}`), or both. A path that exists is taken as it is, whatever characters it has.
+    `{a,b}`), or both. A path that exists is taken as it is, whatever characters it has. `noun`
+    is what errors call them.
 
     Returns:
         Each path once, in natural order: 2.tar before 10.tar.
@@ -328,12 +351,12 @@ def expand_shards(patterns: str | list[str]) -> list[Path]:
     names = [
         name
         for pattern in ([patterns] if isinstance(patterns, str) else patterns)
-        for name in _matches(pattern, listings)
+        for name in _matches(pattern, listings, noun)
     ]
-    return list(dict.fromkeys(map(Path, sorted(names, key=_natural))))
+    return list(dict.fromkeys(map(Path, sorted(names, key=natural_order))))
 
 
-def _matches(pattern: str, listings: dict[str, frozenset[str]]) -> Iterator[str]:
+def _matches(pattern: str, listings: dict[str, frozenset[str]], noun: str) -> Iterator[str]:
     from glob import glob
 
     from braceexpand import braceexpand
@@ -345,7 +368,7 @@ def _matches(pattern: str, listings: dict[str, frozenset[str]]) -> Iterator[str]
         matches = [name] if _exists(name, listings) else glob(name)
         if not matches:
             part = "" if name == pattern else f" (part of {pattern!r})"
-            raise FileNotFoundError(f"no shard matches {name!r}{part}")
+            raise FileNotFoundError(f"no {noun} matches {name!r}{part}")
         yield from matches
 
 
@@ -358,9 +381,3 @@ def _exists(path: str, listings: dict[str, frozenset[str]]) -> bool:
         except (FileNotFoundError, NotADirectoryError):
             listings[folder] = frozenset()
     return name in listings[folder]
-
-
-def _natural(path: str) -> tuple[list[str | int], str]:
-    parts = _DIGITS.split(path)
-    parts[1::2] = map(int, parts[1::2])
-    return parts, path

@@ -21,7 +21,7 @@ from pipeline.layout import POOL, REFERENCE, Layout
 from pipeline.report.similarity import Queries, Searched, column_of
 from pipeline.report.statistics import spread_over
 from pipeline.sections import Experiment
-from pipeline.sources import pool_groups
+from pipeline.sources import tars_of
 
 THUMBNAIL = 160
 """Pixels of the longer side, at most."""
@@ -76,11 +76,7 @@ class _Shelf:
         self, run: Layout, reference_files: Sequence[Path], experiment: Experiment
     ) -> None:
         self.run = run
-        try:
-            self.shards = pool_groups(experiment.pool)
-            """The tars of each embeddings file of the pool, where they are today."""
-        except FileNotFoundError:
-            self.shards = []
+        self.pool = experiment.pool
         self.folders = {REFERENCE: experiment.reference.images}
         self.folders |= {name: test.images for name, test in experiment.tests.items()}
         self.reference_files = reference_files
@@ -135,8 +131,9 @@ def _captioned(shelf: _Shelf, file: int, row: int) -> Picture:
     found = shelf.embeddings(shelf.run.embeddings(POOL, file))
     (key,) = found.text("key", slice(row, row + 1))
     try:
-        tar = shelf.shards[file][int(found["shard"][row])]
-    except IndexError:
+        tars = tars_of(shelf.pool, file, found.attributes["sources"])
+        tar = tars[int(found["shard"][row])]
+    except (IndexError, FileNotFoundError):
         return Picture(key, "", None, "its tar can't be read: the pool has fewer tars by now")
     try:
         sample = shelf.samples(tar)[key]

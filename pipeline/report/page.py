@@ -119,6 +119,7 @@ def _origins(
 ) -> dict[str, object]:
     """How the numbers were made, as far as the artefacts and the experiment say it."""
     training = experiment.training
+    assert training is not None  # a study without it ends at the masks
     return {
         "Embedder": f"{embedder['model']}, weights {embedder['pretrained']}",
         "Precision of embeddings": str(embedder["precision"]),

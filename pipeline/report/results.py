@@ -99,7 +99,7 @@ def read_results(experiment: Experiment, run: Layout) -> Results:
             controls.setdefault(random.like, name)
     return Results(
         splits,
-        tuple(experiment.training.seeds),
+        tuple(experiment.seeds),
         tuple(experiment.tests),
         full,
         controls,
@@ -112,7 +112,7 @@ def _split(experiment: Experiment, run: Layout, name: str, mask: Artifact) -> Sp
     scores = {}
     if name in experiment.trained_splits:
         for test in experiment.tests:
-            found = [read_evaluation(run, name, seed, test) for seed in experiment.training.seeds]
+            found = [read_evaluation(run, name, seed, test) for seed in experiment.seeds]
             scores[test] = Score(tuple(float(one.attributes["accuracy"]) for one in found))
     near = tuple(experiment.splits[name].near or ())
     kept, rows = int(facts["kept"]), int(facts["rows_total"])

@@ -19,7 +19,10 @@ def build_stages(study: Mapping[str, Any]) -> list[Stage]:
 
 
 def stages_of(experiment: Experiment) -> list[Stage]:
-    """Make the stages of an experiment, in the order in which they run."""
+    """Make the stages of an experiment, in the order in which they run.
+
+    A study without training ends at the masks.
+    """
     from pipeline.stages.embed import Embed
     from pipeline.stages.evaluate import Evaluate
     from pipeline.stages.mask import Mask
@@ -31,13 +34,18 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
     run = Layout(experiment.run)
     trained = experiment.trained_splits
-    return [
+    stages: list[Stage] = [
         Embed(run, experiment.pool, experiment.reference, experiment.tests, experiment.embedder),
         Reference(run, experiment.reference, experiment.tests, experiment.similarity),
         Scan(run, experiment.pool, list(experiment.tests), experiment.similarity),
         Mask(run, experiment.pool, experiment.splits),
-        Subset(run, experiment.pool, trained, experiment.training.samples_per_shard),
-        Train(run, trained, experiment.training),
-        Evaluate(run, experiment.tests, trained, experiment.training, experiment.evaluation),
+    ]
+    if (training := experiment.training) is None:
+        return stages
+    return [
+        *stages,
+        Subset(run, experiment.pool, trained, training.samples_per_shard),
+        Train(run, trained, training),
+        Evaluate(run, experiment.tests, trained, training, experiment.evaluation),
         Report(run, experiment),
     ]

@@ -1,4 +1,7 @@
-"""Images -> unit float16 embeddings: the pool's shards, the reference and the test sets."""
+"""Images -> unit float16 embeddings: the pool's shards, the reference and the test sets.
+
+Embeddings of the pool that were made elsewhere are checked and brought into the same form.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,15 @@ from pipeline.sources import (
     label_ranges,
     model_identity,
     pool_groups,
+    precomputed_identity,
     shard_identity,
     weights_identity,
 )
 
 if TYPE_CHECKING:
     from pipeline.data.loader import Source
+    from pipeline.data.matching import Match
+    from pipeline.data.precomputed import RowNames
 
 
 @dataclass
@@ -40,6 +46,7 @@ class _Images:
     sources: list[Source] = field(default_factory=list)
     shards: list[int] = field(default_factory=list)
     labels: list[int] | None = None
+    uids: list[str] | None = None
     origins: list[dict[str, Any]] = field(default_factory=list)
     """The tars, or the folder, that they come from."""
     classes: dict[str, list[str]] | None = None
@@ -73,7 +80,7 @@ class Embed:
             "batch_size": self.embedder.batch_size,
         }
         tasks = [
-            self._task(POOL, index, {**model, "shards": self._shards(group)})
+            self._task(POOL, index, self._pool_settings(model, index, group))
             for index, group in enumerate(pool_groups(self.pool))
         ]
         for name, images, files in self._image_sets():
@@ -82,6 +89,14 @@ class Embed:
                 for index, labels in enumerate(label_ranges(classes_in(images), files))
             ]
         return tasks
+
+    def _pool_settings(
+        self, model: Mapping[str, Any], index: int, group: Sequence[Path]
+    ) -> dict[str, Any]:
+        if self.pool.embeddings is None:
+            return {**model, "shards": self._shards(group)}
+        made_by = {name: model[name] for name in ("model", "pretrained")}
+        return {**made_by, **precomputed_identity(self.pool, index)}
 
     def _image_sets(self) -> list[tuple[str, ImageSet, int]]:
         tests = [(name, test, 1) for name, test in self.tests.items()]
@@ -111,6 +126,9 @@ class Embed:
         """
         from pipeline.models import job_device, load_embedder
 
+        name, _, number = task.name.partition("/")
+        if name == POOL and self.pool.embeddings is not None:
+            return self._take_over(task, int(number), context)
         embedder = load_embedder(
             self.embedder.model,
             self.embedder.pretrained,
@@ -137,6 +155,54 @@ class Embed:
             "faults": images.faults,
             "images_per_second": rate,
             **({"ignored_folders": images.ignored_folders} if images.ignored_folders else {}),
+        }
+
+    def _take_over(self, task: Task, index: int, context: Context) -> dict[str, Any]:
+        """Bring a file of precomputed embeddings into the form of a run."""
+        from pipeline.data.precomputed import Columns, open_rows, read_names, unit_blocks
+        from pipeline.models import dimensions_of
+
+        given = self.pool.embeddings
+        assert given is not None
+        now = precomputed_identity(self.pool, index)
+        for what in ("precomputed", "tars"):
+            if task.recipe.settings.get(what) != now.get(what):
+                raise ValueError(f"{task.name}: {what} changed since submission; submit again")
+        file, started = given.sources[index], time.time()
+        with open_rows(file, dimensions_of(self.embedder.model)) as rows:
+            names = read_names(file, Columns(given.key, given.uid, given.shard), len(rows))
+            images, used, matched_by = _precomputed_images(self.pool, index, names)
+            skipped = Counter(reason for _, reason in images.skipped)
+            _check_counts(task.name, images, len(used), skipped, self.pool.max_bad_fraction)
+            blocks = artifacts.Blocks(
+                (len(used), rows.shape[1]),
+                np.dtype(np.float16),
+                unit_blocks(file, rows, used, context.progress),
+            )
+            artifacts.write(
+                task.outputs[0],
+                artifacts.EMBEDDINGS,
+                context.digest,
+                _arrays(images, blocks, used),
+                {
+                    "model": Path(self.embedder.model).stem,
+                    "pretrained": self.embedder.pretrained,
+                    "precision": f"precomputed, {rows.dtype} in {file.path}",
+                    "preprocessing": "precomputed: not known",
+                    "sources": images.origins,
+                    "classes": None,
+                    "read": images.read,
+                    "faults": [],
+                },
+            )
+        rate = round(len(used) / max(time.time() - started, 1e-9), 1)
+        return {
+            "read": images.read,
+            "used": len(used),
+            "skipped": dict(skipped),
+            "faults": [],
+            "matched_by": matched_by,
+            "images_per_second": rate,
         }
 
     def _attributes(self, images: _Images, embedder: Any) -> dict[str, Any]:
@@ -213,6 +279,45 @@ def _pool_images(group: Sequence[Path]) -> _Images:
     return images
 
 
+def _precomputed_images(
+    pool: Pool, index: int, names: RowNames
+) -> tuple[_Images, list[int], str | None]:
+    """The rows of a precomputed file, those that are used, and how they were matched to tars."""
+    images = _Images(keys=names.keys, uids=names.uids, read=len(names.keys))
+    path = pool_groups(pool)[index][0]
+    if pool.shards is None:
+        images.origins = [{"path": str(path), "identity": file_identity(path)}]
+        images.shards = [0] * images.read
+        return images, list(range(images.read)), None
+    match = _match(pool, index, path, names)
+    tars = sorted(set(match.tars))
+    images.origins = [
+        {"path": str(tar), "identity": file_identity(tar), "position": place}
+        for place in tars
+        for tar in [pool.paths[place]]
+    ]
+    place_of = {place: number for number, place in enumerate(tars)}
+    images.shards = [place_of[place] for place in match.tars]
+    # As in a tar, the first sample with a key counts.
+    first: dict[tuple[int, str], int] = {}
+    for row, place in enumerate(zip(images.shards, names.keys, strict=True)):
+        if first.setdefault(place, row) != row:
+            tar = pool.paths[tars[place[0]]]
+            images.skipped.append((f"{tar.name}:{place[1]}", "duplicate key"))
+    return images, list(first.values()), match.by
+
+
+def _match(pool: Pool, index: int, path: Path, names: RowNames) -> Match:
+    from pipeline.data.matching import NoMatchError, match_rows
+
+    files = len(pool_groups(pool))
+    witnesses = range(index, len(pool.paths), files)  # each tar is one of some file
+    try:
+        return match_rows(names.keys, names.shards, pool.paths, witnesses)
+    except NoMatchError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _set_images(images: ImageSet, labels: range) -> _Images:
     from pipeline.data.folders import list_images
     from pipeline.data.loader import Source
@@ -240,6 +345,8 @@ def _arrays(images: _Images, rows: Any, used: Sequence[int]) -> dict[str, Any]:
         "skipped_key": artifacts.encode_text([key for key, _ in images.skipped]),
         "skipped_reason": artifacts.encode_text([reason for _, reason in images.skipped]),
     }
+    if images.uids is not None:
+        arrays["uid"] = artifacts.encode_text([images.uids[position] for position in used])
     if images.labels is not None:
         labels = [images.labels[position] for position in used]
         arrays["label"] = np.array(labels, dtype=np.int32)

@@ -40,7 +40,7 @@ class Report:
         inputs += [
             reference("evaluate", f"{split}/seed-{seed}/{test}")
             for split in study.trained_splits
-            for seed in study.training.seeds
+            for seed in study.seeds
             for test in study.tests
         ]
         settings = {**study.report.model_dump(), "name": study.name}

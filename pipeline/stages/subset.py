@@ -16,7 +16,7 @@ from pipeline import artifacts
 from pipeline.data.tars import END_OF_ARCHIVE, Sample, copy_samples, index_shard
 from pipeline.layout import POOL, SIZES, Layout
 from pipeline.sections import Pool
-from pipeline.sources import file_identity, pool_groups
+from pipeline.sources import file_identity, pool_groups, tars_of
 
 SUMMARY = "subset.json"
 
@@ -79,8 +79,8 @@ class Subset:
             raise ValueError(f"the split {task.name} keeps no image ({words}): nothing to train on")
         with atomic_folder(task.outputs[0]) as folder:
             writer = _TarWriter(folder, self.samples_per_shard)
-            for index, shards in enumerate(pool_groups(self.pool)):
-                for shard, samples in self._kept_samples(mask, index, shards):
+            for index in range(len(pool_groups(self.pool))):
+                for shard, samples in self._kept_samples(mask, index):
                     writer.add(shard, samples)
                     context.progress(sum(writer.sizes.values()), kept, "samples")
             writer.close()
@@ -96,14 +96,15 @@ class Subset:
         return {"samples": written, "tars": len(tars), "bytes": writer.bytes}
 
     def _kept_samples(
-        self, mask: artifacts.Artifact, index: int, shards: list[Path]
+        self, mask: artifacts.Artifact, index: int
     ) -> Iterator[tuple[Path, list[Sample]]]:
         """Yield each shard of an embeddings file with its kept samples."""
         path = self.run_layout.embeddings(POOL, index)
         embeddings = artifacts.read(path, artifacts.EMBEDDINGS)
         keep = artifacts.keep_of(mask, index)
-        for number, shard in enumerate(shards):
-            embedded = embeddings.attributes["sources"][number]["identity"]
+        sources = embeddings.attributes["sources"]
+        for number, shard in enumerate(tars_of(self.pool, index, sources)):
+            embedded = sources[number]["identity"]
             if file_identity(shard) != embedded:
                 raise ValueError(f"{shard} has changed since it was embedded; submit again")
             rows = np.flatnonzero((embeddings["shard"] == number) & keep)
@@ -116,7 +117,7 @@ def _find(shard: Path, keys: list[str]) -> list[Sample]:
     missing = [key for key in keys if key not in samples]
     if missing:
         raise ValueError(
-            f"{shard}: {len(missing)} samples are gone since it was embedded; the first is "
+            f"{shard}: {len(missing)} samples that were embedded are not in it; the first is "
             f"{missing[0]}"
         )
     return [samples[key] for key in keys]
