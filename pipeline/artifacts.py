@@ -111,7 +111,8 @@ SIMILARITY = Schema(
 MASK = Schema(
     "mask",
     {"keep": ("uint8", ("b",)), "rows": ("int64", ("f",))},  # packed bits, file after file
-    ("split", "definition", "rows_total", "kept"),
+    # `plus_reference`: caption template of the reference's images, null if they stay out.
+    ("split", "definition", "rows_total", "kept", "plus_reference"),
 )
 EVALUATION = Schema(
     "evaluation",

@@ -177,7 +177,7 @@ def _pool_in_words(pool: Any) -> str:
 
 def _check_weights(pretrained: str) -> Finding:
     from hpc.doctor import OK, WARNING, Finding
-    from pipeline.sections import looks_like_file
+    from pipeline.section_types import looks_like_file
 
     if looks_like_file(pretrained):
         size = _size(Path(pretrained).stat().st_size)

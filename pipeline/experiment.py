@@ -167,7 +167,7 @@ def _fields(model: Any) -> list[str]:
 
 
 def _section_in(annotation: Any) -> Any:
-    """The section class inside an annotation such as dict[str, TestSet] or RandomLike | None."""
+    """The section class inside an annotation such as dict[str, TestSet] or Random | None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     inner = [_section_in(item) for item in getattr(annotation, "__args__", ())]

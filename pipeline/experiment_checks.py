@@ -8,7 +8,9 @@ from pathlib import Path
 from hpc.words import nearest
 from pipeline.data.classes import BUILT_IN
 from pipeline.layout import POOL, REFERENCE
-from pipeline.sections import Experiment, ImageSet, Split, Training, looks_like_file
+from pipeline.section_types import looks_like_file
+from pipeline.sections import Experiment, ImageSet, Training
+from pipeline.split_section import Split
 
 YamlPath = tuple[str | int, ...]
 Fault = tuple[YamlPath, str]
@@ -50,29 +52,51 @@ def _name_faults(experiment: Experiment) -> Iterator[Fault]:
 
 def _split_faults(experiment: Experiment, name: str) -> Iterator[Fault]:
     split = experiment.splits[name]
-    for index, test in enumerate(split.near or []):
+    for place, test in split.named_tests.items():
         if test not in experiment.tests:
-            where: YamlPath = ("splits", name, "near", index)
-            yield where, f"unknown test set {test!r}; {nearest(test, list(experiment.tests))}"
-    if split.random:
-        where = ("splits", name, "random", "like")
-        like = split.random.like
-        if like not in experiment.splits:
-            yield where, f"unknown split {like!r}; {nearest(like, list(experiment.splits))}"
-        elif cycle := _cycle(experiment.splits, name):
-            yield where, f"splits depend on each other: {' -> '.join(cycle)}"
+            what = f"unknown test set {test!r}; {nearest(test, list(experiment.tests))}"
+            yield ("splits", name, *place), what
+    for place, other in split.named_splits.items():
+        if other not in experiment.splits:
+            what = f"unknown split {other!r}; {nearest(other, list(experiment.splits))}"
+            yield ("splits", name, *place), what
+        elif cycle := _path(experiment.splits, other, name):
+            what = f"splits depend on each other: {' -> '.join([name, *cycle])}"
+            yield ("splits", name, *place), what
+    if split.deduplicated and experiment.dedup is None:
+        what = "needs deduplication, but the experiment has no section `dedup`"
+        yield ("splits", name, "deduplicated"), what
+    yield from _base_faults(experiment, name)
+    if split.caption is not None and not _is_template(split.caption):
+        where: YamlPath = ("splits", name, "plus_reference")
+        yield where, f"expected exactly one {{}} for the class name, found {split.caption!r}"
 
 
-def _cycle(splits: Mapping[str, Split], start: str) -> list[str] | None:
-    """The names from `start` back to itself, if it depends on itself."""
-    chain = [start]
-    while (split := splits.get(chain[-1])) and split.random:
-        if split.random.like == start:
-            return [*chain, start]
-        if split.random.like in chain:
-            return None  # a cycle further down, reported there
-        chain.append(split.random.like)
-    return None
+def _path(splits: Mapping[str, Split], start: str, goal: str) -> list[str]:
+    """The shortest chain of splits, each made from the next, or nothing."""
+    chains, seen = [[start]], {start}
+    while chains:
+        chain = chains.pop(0)
+        if chain[-1] == goal:
+            return chain
+        for other in splits[chain[-1]].named_splits.values():
+            if other in splits and other not in seen:
+                seen.add(other)
+                chains.append([*chain, other])
+    return []
+
+
+def _base_faults(experiment: Experiment, name: str) -> Iterator[Fault]:
+    split = experiment.splits[name]
+    if not split.random or split.random.like is None or split.base is not None:
+        return
+    like = experiment.splits.get(split.random.like)
+    if like and like.base is not None:
+        what = (
+            f"{split.random.like} is taken within {like.base}, but this sample from the whole "
+            f"pool; add `base: {like.base}`, or as base the name of a split that is `all`"
+        )
+        yield ("splits", name), what
 
 
 def _pool_faults(experiment: Experiment) -> Iterator[Fault]:
@@ -124,17 +148,18 @@ def _training_faults(experiment: Experiment) -> Iterator[Fault]:
 def _template_faults(experiment: Experiment) -> Iterator[Fault]:
     templates = experiment.evaluation.templates
     for index, template in enumerate(templates if isinstance(templates, list) else []):
-        if template.count("{}") != 1 or not _is_format(template):
+        if not _is_template(template):
             where = ("evaluation", "templates", index)
             yield where, f"expected exactly one {{}} for the class name, found {template!r}"
 
 
-def _is_format(template: str) -> bool:
+def _is_template(caption: str) -> bool:
+    """Whether it is a text with one {} for the class name."""
     try:
-        template.format("name")
+        caption.format("name")
     except (ValueError, LookupError):
         return False
-    return True
+    return caption.count("{}") == 1
 
 
 def _choice_faults(experiment: Experiment) -> Iterator[Fault]:

@@ -60,6 +60,10 @@ class Layout:
         """Which pool rows a split keeps."""
         return self.run / "5_masks" / f"{split}.h5"
 
+    def statistics(self, split: str) -> Path:
+        """What a split keeps of the images that are near to the test sets, in numbers."""
+        return self.run / "5_masks" / f"{split}.json"
+
     def subset(self, split: str) -> Path:
         """Folder of a split's tars."""
         return self.run / "6_subsets" / split

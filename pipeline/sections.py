@@ -1,67 +1,35 @@
 """The sections of an experiment: frozen models of its YAML, one a key.
 
 Types, ranges and what a section can say of itself are checked here; what needs the whole experiment
-or the file system is checked in `pipeline.experiment_checks`. Relative paths are relative to the
-folder in which the command runs.
+or the file system is checked in `pipeline.experiment_checks`. Splits: `pipeline.split_section`.
 """
 
 from __future__ import annotations
 
-import glob
-import os
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from pipeline.data.classes import BuiltIn
+from pipeline.section_types import (
+    AbsolutePath,
+    Device,
+    Fraction,
+    Name,
+    NameOrFile,
+    Positive,
+    Section,
+    Seed,
+    absolute_patterns,
+)
+from pipeline.split_section import Split
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-if TYPE_CHECKING:
     from pipeline.data.precomputed import PrecomputedFile
-
-NAME = r"^[^\W_][\w.+-]*$"
-_FILES = (".pt", ".pth", ".bin", ".safetensors", ".json")
-
-
-class Section(BaseModel):
-    """A part of the experiment: unknown keys are refused, values can't be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))
-
-
-def looks_like_file(value: str) -> bool:
-    """Whether a model or `pretrained` value means a file and not one of open_clip's names."""
-    return os.sep in value or value.endswith(_FILES)
-
-
-def _absolute_if_file(value: str) -> str:
-    return str(_absolute(Path(value))) if looks_like_file(value) else value
-
-
-def _absolute_patterns(value: str | list[str]) -> str | list[str]:
-    """Patterns below the current folder, whose own brackets and braces mean themselves."""
-    if not isinstance(value, str):
-        return [str(_absolute_patterns(item)) for item in value]
-    here = re.sub(r"([{},\\])", r"\\\1", glob.escape(str(Path.cwd())))
-    return value if os.path.isabs(value) else f"{here}/{os.path.normpath(value)}"
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-NameOrFile = Annotated[str, AfterValidator(_absolute_if_file)]
-Name = Annotated[str, Field(pattern=NAME)]
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class PoolSize(Section):
@@ -105,13 +73,13 @@ class Data(Section):
 class Precomputed(Section):
     """Embeddings of the pool that were made elsewhere, by the model that embeds the test sets."""
 
-    files: Annotated[str | list[str], AfterValidator(_absolute_patterns)]
+    files: Annotated[str | list[str], AfterValidator(absolute_patterns)]
     """A folder of clip-retrieval, or .npy or .h5 files: paths, globs or ranges."""
     model: NameOrFile
     """What made them; has to be the embedder's model."""
     pretrained: NameOrFile
     """What made them; have to be the embedder's weights."""
-    metadata: Annotated[str | list[str], AfterValidator(_absolute_patterns)] | None = None
+    metadata: Annotated[str | list[str], AfterValidator(absolute_patterns)] | None = None
     """Parquet files that go with .npy files, one for each, in their order."""
     key: str | None = None
     """Column of the keys; `image_path` in Parquet, `key` in HDF5 if not given."""
@@ -144,7 +112,7 @@ class Precomputed(Section):
 class Pool(Data):
     """The image-text pool: WebDataset tars in img2dataset's layout, embeddings of them, or both."""
 
-    shards: Annotated[str | list[str], AfterValidator(_absolute_patterns)] | None = None
+    shards: Annotated[str | list[str], AfterValidator(absolute_patterns)] | None = None
     """Paths, globs (`pool/*.tar`) or ranges (`pool/{00000..00011}.tar`)."""
     shards_per_file: Positive = 1
     """Shards that share an embeddings file; one file is one task."""
@@ -264,34 +232,6 @@ class Similarity(Section):
     """Nearest images kept for each test image (K)."""
     backend: str = "auto"
     device: Device = "auto"
-
-
-class RandomLike(Section):
-    """A uniform sample of the pool, as large as another split."""
-
-    like: str
-    seed: Seed = 0
-
-
-class Split(Section):
-    """Which pool images a model is trained on; exactly one of the keys."""
-
-    all: Literal[True] | None = None
-    """Every usable image."""
-    near: Annotated[list[str], Field(min_length=1)] | None = None
-    """Every image that is near to no image of these test sets."""
-    random: RandomLike | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _shorthand(cls, value: Any) -> Any:
-        return {"all": True} if value == "all" else value
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Split:
-        if sum(value is not None for value in (self.all, self.near, self.random)) != 1:
-            raise ValueError("expected exactly one of: all, near, random")
-        return self
 
 
 class Training(Section):

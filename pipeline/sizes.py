@@ -130,9 +130,12 @@ class Sizes:
         if item and item.marker:
             return Amount(int(item.marker.counts["kept"]))
         split = self.study.splits[name]
-        if split.random:
+        if split.random and split.random.like:
             return self.kept(split.random.like)
-        return self.rows if split.all else Amount(self.rows.value, self.rows.missing, at_most=True)
+        if sized := split.cut or split.random:
+            return Amount(float(sized.keep or 0))
+        base = self.kept(split.base) if split.base else self.rows
+        return base if split.all else Amount(base.value, base.missing, at_most=True)
 
     def trained_on(self, name: str) -> Amount:
         """Samples of a split, with the reference's if it is trained on, too."""

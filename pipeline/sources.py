@@ -15,7 +15,8 @@ from hpc.words import count
 from pipeline import planned
 from pipeline.data.classes import ClassList, built_in, classes_of, read_class_list
 from pipeline.data.folders import identity, other_folders
-from pipeline.sections import ImageSet, Pool, looks_like_file
+from pipeline.section_types import looks_like_file
+from pipeline.sections import ImageSet, Pool
 
 
 def file_identity(path: Path) -> list[Any]:

@@ -11,14 +11,14 @@ from pydantic import BaseModel
 
 from hpc.profile import SlurmOptions
 from hpc.stage import Resources
-from pipeline import sections
+from pipeline import sections, split_section
 from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = [
     item
-    for item in vars(sections).values()
+    for item in (vars(sections) | vars(split_section)).values()
     if isinstance(item, type) and issubclass(item, BaseModel) and item is not BaseModel
 ]
 

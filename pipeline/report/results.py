@@ -114,7 +114,7 @@ def _split(experiment: Experiment, run: Layout, name: str, mask: Artifact) -> Sp
         for test in experiment.tests:
             found = [read_evaluation(run, name, seed, test) for seed in experiment.seeds]
             scores[test] = Score(tuple(float(one.attributes["accuracy"]) for one in found))
-    near = tuple(experiment.splits[name].near or ())
+    near = experiment.splits[name].pruned_for
     kept, rows = int(facts["kept"]), int(facts["rows_total"])
     return SplitResult(name, str(facts["definition"]), kept, rows, near, scores)
 

@@ -34,11 +34,12 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
     run = Layout(experiment.run)
     trained = experiment.trained_splits
+    duplicates = experiment.dedup.files if experiment.dedup else 0
     stages: list[Stage] = [
         Embed(run, experiment.pool, experiment.reference, experiment.tests, experiment.embedder),
         Reference(run, experiment.reference, experiment.tests, experiment.similarity),
         Scan(run, experiment.pool, list(experiment.tests), experiment.similarity),
-        Mask(run, experiment.pool, experiment.splits),
+        Mask(run, experiment.pool, experiment.splits, list(experiment.tests), duplicates),
     ]
     if (training := experiment.training) is None:
         return stages

@@ -1,4 +1,4 @@
-"""Which pool rows each split keeps: one packed keep mask a split."""
+"""Which pool rows each split keeps: one packed keep mask a split, and what it keeps in numbers."""
 
 from __future__ import annotations
 
@@ -8,85 +8,133 @@ from typing import Any
 
 import numpy as np
 
-from hpc.stage import Context, Recipe, Task, reference
-from pipeline import artifacts, selection
+from hpc.files import read_json, write_json
+from hpc.stage import Context, OutputError, Recipe, Task, reference
+from pipeline import artifacts, definitions
 from pipeline.layout import POOL, Layout
-from pipeline.sections import Pool, Split
+from pipeline.pool_files import PoolFiles, in_threads
+from pipeline.sections import Pool
+from pipeline.selection import Selection
 from pipeline.sources import pool_groups
+from pipeline.split_section import Split
+from pipeline.split_statistics import per_query, split_statistics
+
+_STATISTICS = "statistics/"
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Stage 5: one task for each split."""
+    """Stage 5: two tasks for each split, its mask and its statistics.
+
+    A mask depends on the test sets that its split names and on nothing else. Statistics are about
+    all test sets; as a task of their own they may become stale while the mask stays.
+    """
 
     run_layout: Layout
     pool: Pool
     splits: Mapping[str, Split]
+    tests: list[str]
+    duplicates: int
+    """Files of duplicates; 0 without deduplication."""
     name: str = "mask"
-    version: int = 1
+    version: int = 2
 
     def tasks(self) -> list[Task]:
-        """One for each split; it depends only on the test sets that its definition names."""
-        return [self._task(name) for name in self.splits]
+        """Masks first, so that they are not kept waiting."""
+        masks = [self._mask(split) for split in self.splits]
+        return masks + [self._statistics(split) for split in self.splits]
 
-    def _task(self, split: str) -> Task:
-        tests = selection.tests_of(self.splits, split)
-        files = [f"{index:05d}" for index in range(len(pool_groups(self.pool)))]
-        uses = [f"{reference('scan', file)}#{test}" for file in files for test in tests]
+    def _mask(self, split: str) -> Task:
         return Task(
             name=split,
             recipe=Recipe(
-                settings=selection.definition(self.splits, split),
-                inputs=tuple(uses or [reference("embed", f"{POOL}/{file}") for file in files]),
+                settings=definitions.definition(self.splits, split),
+                inputs=self._inputs(split, definitions.tests_of(self.splits, split)),
             ),
             outputs=(self.run_layout.mask(split),),
         )
 
+    def _statistics(self, split: str) -> Task:
+        what = definitions.pool_images(self.splits, split)
+        return Task(
+            name=_STATISTICS + split,
+            recipe=Recipe(
+                settings={"statistics": what, "tests": self.tests},
+                inputs=self._inputs(split, self.tests),
+            ),
+            outputs=(self.run_layout.statistics(split),),
+        )
+
+    def _inputs(self, split: str, tests: list[str]) -> tuple[str, ...]:
+        files = [f"{index:05d}" for index in range(len(pool_groups(self.pool)))]
+        uses = [f"{reference('scan', file)}#{test}" for file in files for test in tests]
+        uses = uses or [reference("embed", f"{POOL}/{file}") for file in files]
+        if definitions.needs_duplicates(self.splits, split):
+            uses += [reference("dedup", f"{index:05d}") for index in range(self.duplicates)]
+        return tuple(uses)
+
     def check(self, task: Task, digest: str) -> dict[str, str]:
-        """Verify the file's hashes."""
-        hashes = artifacts.verify(task.outputs[0], artifacts.MASK, digest)
-        return {"": artifacts.fingerprint(hashes)}
+        """Verify a mask's hashes, or that statistics are whole."""
+        path = task.outputs[0]
+        if not task.name.startswith(_STATISTICS):
+            hashes = artifacts.verify(path, artifacts.MASK, digest)
+            return {"": artifacts.fingerprint(hashes)}
+        try:
+            made_for = read_json(path)["digest"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise OutputError(f"{path}: can't be read: {error!r}") from error
+        if made_for != digest:
+            raise OutputError(f"{path}: made for digest {made_for}, expected {digest}")
+        return {"": artifacts.hash_file(path)}
 
     def run(self, task: Task, context: Context) -> dict[str, Any]:
-        """Write a split's keep mask."""
-        tests = selection.tests_of(self.splits, task.name)
-        files = [self._file(index, tests) for index in range(len(pool_groups(self.pool)))]
-        packed, kept = [np.empty(0, dtype=np.uint8)], 0
-        for index, rows in enumerate(selection.keep(self.splits, task.name, files)):
-            packed.append(np.packbits(rows))
-            kept += int(rows.sum())
-            context.progress(index + 1, len(files), "files")
-        total = sum(file.rows for file in files)
+        """Write a split's keep mask, or its statistics.
+
+        Raises:
+            ValueError: the split is to keep more rows than there are.
+        """
+        split = task.name.removeprefix(_STATISTICS)
+        is_mask = split == task.name
+        tests = definitions.tests_of(self.splits, split) if is_mask else self.tests
+        needs_duplicates = definitions.needs_duplicates(self.splits, split)
+        files = PoolFiles(
+            self.run_layout,
+            len(pool_groups(self.pool)),
+            tests,
+            self.duplicates if needs_duplicates else None,
+        )
+        with in_threads(context.resources.cpus) as run:
+            selection = Selection(self.splits, files.open(), run)
+            if is_mask:
+                return self._write_mask(task, context, selection)
+            found = split_statistics(selection, split, tests)
+        per_image = per_query(files.near_pool_images())
+        write_json(task.outputs[0], {"digest": context.digest, **found, "per_query": per_image})
+        return found
+
+    def _write_mask(self, task: Task, context: Context, selection: Selection) -> dict[str, Any]:
+        rows, packed, kept = selection.rows(task.name), [np.empty(0, dtype=np.uint8)], 0
+
+        def of_file(file: int) -> tuple[Any, int]:
+            keep = rows(file)
+            return np.packbits(keep), int(np.count_nonzero(keep))
+
+        for bits, count in selection.run(of_file, range(len(selection.files))):
+            packed.append(bits)
+            kept += count
+            context.progress(len(packed) - 1, len(selection.files), "files")
+        sizes = np.array([file.rows for file in selection.files], dtype=np.int64)
+        facts = {"rows_total": int(sizes.sum()), "kept": kept}
         artifacts.write(
             task.outputs[0],
             artifacts.MASK,
             context.digest,
-            {
-                "keep": np.concatenate(packed),
-                "rows": np.array([file.rows for file in files], dtype=np.int64),
-            },
+            {"keep": np.concatenate(packed), "rows": sizes},
             {
                 "split": task.name,
-                "definition": selection.in_words(self.splits, task.name),
-                "rows_total": total,
-                "kept": kept,
+                "definition": definitions.in_words(self.splits, task.name),
+                "plus_reference": self.splits[task.name].caption,
+                **facts,
             },
         )
-        return {"rows": total, "kept": kept}
-
-    def _file(self, index: int, tests: list[str]) -> selection.PoolFile:
-        if not tests:
-            path = self.run_layout.embeddings(POOL, index)
-            embeddings = artifacts.read(path, artifacts.EMBEDDINGS)
-            return selection.PoolFile(len(embeddings["key"]), _no_tests)
-        scan = artifacts.read(self.run_layout.similarity(index), artifacts.SIMILARITY)
-        columns = list(scan.attributes["tests"])
-
-        def near(test: str) -> Any:
-            return np.asarray(scan["near"][:, columns.index(test)])
-
-        return selection.PoolFile(len(scan["near"]), near)
-
-
-def _no_tests(test: str) -> Any:
-    raise LookupError(f"this selection does not depend on test sets, asked for {test}")
+        return {"rows": facts["rows_total"], "kept": kept}

@@ -37,6 +37,7 @@ class Report:
         inputs += [reference("reference", test) for test in study.tests]
         inputs += [reference("scan", f"{index:05d}") for index in files]
         inputs += [reference("mask", split) for split in study.splits]
+        inputs += [reference("mask", f"statistics/{split}") for split in study.splits]
         inputs += [
             reference("evaluate", f"{split}/seed-{seed}/{test}")
             for split in study.trained_splits

@@ -144,7 +144,7 @@ def test_masks_unpack_file_by_file(tmp_path: Path) -> None:
             "keep": np.concatenate([np.packbits(one) for one in rows]),
             "rows": np.array([3, 0, 17]),
         },
-        {"split": "s", "definition": "", "rows_total": 20, "kept": 8},
+        {"split": "s", "definition": "", "rows_total": 20, "kept": 8, "plus_reference": None},
     )
     mask = artifacts.read(path, artifacts.MASK)
     for index, one in enumerate(rows):

@@ -79,15 +79,39 @@ def test_a_good_experiment_loads_with_absolute_paths(values: dict[str, Any]) -> 
         ("training.model=nowhere.json", "training.model: "),
         ("splits.pruned.near=[skecth]", "splits.pruned.near.0: unknown test set 'skecth'; did you mean 'sketch'?"),
         ("splits.pruned.near=[]", "splits.pruned.near"),
-        ("splits.pruned.all=true", "splits.pruned: expected exactly one of: all, near, random"),
+        ("splits.pruned.all=true", "splits.pruned: expected exactly one of: all, near, far, random, union"),
         ("splits.control.random.like=prund", "splits.control.random.like: unknown split 'prund'; did you mean 'pruned'?"),
         ("splits.control.random.like=control", "splits depend on each other: control -> control"),
+        ("splits.pruned.near=skecth", "splits.pruned.near: input should be a valid list, found 'skecth'"),
+        ("splits.pruned.near={tests: [skecth], keep: 2}", "splits.pruned.near.tests.0: unknown test set 'skecth'; did you mean 'sketch'?"),
+        ("splits.pruned.near={tests: [sketch]}", "splits.pruned.near.keep: required, but not there"),
+        ("splits.pruned.near={tests: [], keep: 2}", "splits.pruned.near.tests: list should have at least 1 item"),
+        ("splits.pruned.near={tests: [sketch], keep: 0}", "splits.pruned.near.keep: input should be greater than 0, found 0"),
+        ("splits.pruned.near={tests: [sketch], kep: 1}", "splits.pruned.near.kep: unknown key; did you mean 'keep'?"),
+        ("splits.far.far=[sketch]", "splits.far.far: expected a mapping of keys to values, found ['sketch']"),
+        ("splits.far.far={tests: [vall], keep: 2}", "splits.far.far.tests.0: unknown test set 'vall'; did you mean 'val'?"),
+        ("splits.control.random={seed: 1}", "splits.control.random: expected exactly one of: like, keep"),
+        ("splits.control.random.keep=3", "splits.control.random: expected exactly one of: like, keep"),
+        ("splits.control.bace=full", "splits.control.bace: unknown key; did you mean 'base'?"),
+        ("splits.control.base=ful", "splits.control.base: unknown split 'ful'; did you mean 'full'?"),
+        ("splits.either.union=[]", "splits.either.union: list should have at least 2 items"),
+        ("splits.either.union=[full]", "splits.either.union: list should have at least 2 items"),
+        ("splits.either.union=[full, prund]", "splits.either.union.1: unknown split 'prund'; did you mean 'pruned'?"),
+        ("splits.both.intersection=[ful, pruned]", "splits.both.intersection.0: unknown split 'ful'"),
+        ("splits.minus.difference=[full, ful]", "splits.minus.difference.1: unknown split 'ful'"),
+        ("splits.rest.complement=prund", "splits.rest.complement: unknown split 'prund'; did you mean 'pruned'?"),
+        ("splits.rest.complement=rest", "splits.rest.complement: splits depend on each other: rest -> rest"),
+        ("splits.dedup={deduplicated: true}", "splits.dedup.deduplicated: needs deduplication, but the experiment has no section `dedup`"),
+        ("splits.dedup={deduplicated: false}", "splits.dedup.deduplicated: input should be True, found False"),
+        ("splits.pruned.base=full", "splits.control: pruned is taken within full, but this sample from the whole pool; add `base: full`"),
+        ("splits.pruned.plus_reference=a photo", "splits.pruned.plus_reference: expected exactly one {} for the class name, found 'a photo'"),
+        ("splits.pruned.plus_reference=''", "splits.pruned.plus_reference: expected exactly one {} for the class name, found ''"),
         ("training.splits=[fulll]", "training.splits.0: unknown split 'fulll'; did you mean 'full'?"),
         ("training.seeds=[0, 0]", "training.seeds: a seed appears twice"),
         ("training.options={learning-rate: 1}", "training.options: "),
         ("tests.sketch.threshold=true", "tests.sketch.threshold: input should be a valid number, found True; or input should be 'reference'"),
         ("tests.sketch=3", "tests.sketch: expected a mapping of keys to values, found 3"),
-        ("splits.pruned={near: null}", "splits.pruned: expected exactly one of: all, near, random"),
+        ("splits.pruned={near: null}", "splits.pruned: expected exactly one of: all, near, far, random, union"),
         ("splits.control.random.seed=-1", "splits.control.random.seed: input should be greater than or equal to 0, found -1"),
         ("training.epochs=true", "training.epochs: input should be a valid integer, found True"),
         ("embedder.device=tpu", "embedder.device: string should match pattern"),
@@ -133,6 +157,40 @@ def test_a_cycle_of_splits_is_spelled_out(values: dict[str, Any]) -> None:
     values["splits"]["b"] = {"random": {"like": "a"}}
     with pytest.raises(ExperimentError, match="splits depend on each other: a -> b -> a"):
         _load(values)
+
+
+def test_a_cycle_is_found_through_any_definition(values: dict[str, Any]) -> None:
+    values["splits"]["a"] = {"union": ["full", "b"]}
+    values["splits"]["b"] = {"near": ["val"], "base": "c"}
+    values["splits"]["c"] = {"difference": ["full", "a"]}
+    values["splits"]["d"] = {"complement": "a"}  # leads to the cycle, but is not on it
+    with pytest.raises(ExperimentError) as error:
+        _load(values)
+    assert "splits.a.union.1: splits depend on each other: a -> b -> c -> a" in str(error.value)
+    assert "splits.c.difference.1: splits depend on each other: c -> a -> b -> c" in str(
+        error.value
+    )
+    assert "splits.d" not in str(error.value)
+
+
+def test_every_definition_of_a_split_loads_and_comes_back(values: dict[str, Any]) -> None:
+    values["dedup"] = {"clusters": 4}
+    values["splits"] |= {
+        "dedup": {"deduplicated": True},
+        "core": {"far": {"tests": ["sketch", "val"], "keep": 100}, "base": "dedup"},
+        "least": {"near": {"tests": ["sketch"], "keep": 100}, "plus_reference": True},
+        "ten": {"random": {"keep": 10, "seed": 3}, "base": "core", "plus_reference": "a {}"},
+        "all": {"union": ["core", "least"]},
+        "common": {"intersection": ["core", "least"]},
+        "minus": {"difference": ["core", "least", "ten"]},
+        "rest": {"complement": "core", "base": "dedup"},
+    }
+    experiment = _load(values)
+    assert from_values(to_values(experiment)) == experiment
+    captions = {name: split.caption for name, split in experiment.splits.items()}
+    assert captions == dict.fromkeys(values["splits"]) | {"least": "a photo of a {}", "ten": "a {}"}
+    assert experiment.splits["pruned"].pruned_for == ("sketch",)
+    assert experiment.splits["least"].pruned_for == ()
 
 
 def test_missing_data_says_how_to_get_it(values: dict[str, Any]) -> None:

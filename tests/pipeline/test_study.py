@@ -11,11 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hpc.files import read_json
 from pipeline import artifacts
 from pipeline.data.tars import index_shard
 from pipeline.layout import Layout
@@ -48,7 +50,7 @@ def _to_run(study: SmallStudy, *words: str) -> dict[str, int]:
 
 def _masks(study: SmallStudy) -> dict[str, bytes]:
     masks = {}
-    for path in sorted((study.run / "5_masks").iterdir()):
+    for path in sorted((study.run / "5_masks").glob("*.h5")):
         masks[path.stem] = artifacts.read(path, artifacts.MASK)["keep"].tobytes()
     assert len(masks) == 4
     return masks
@@ -129,6 +131,29 @@ def _check_masks(study: SmallStudy) -> None:
     control = artifacts.read(run.mask("sketch-control"), artifacts.MASK)
     pruned = artifacts.read(run.mask("sketch-pruned"), artifacts.MASK)
     assert control.attributes["kept"] == pruned.attributes["kept"]
+
+
+def test_statistics_count_what_the_masks_and_scans_say(finished: SmallStudy) -> None:
+    run = Layout(finished.run)
+    scans = [artifacts.read(run.similarity(index), artifacts.SIMILARITY) for index in range(3)]
+    near = np.concatenate([scan["near"] for scan in scans])
+    above = sum(scan["above_threshold"] for scan in scans)
+    for split in ("full", "sketch-pruned", "photo-pruned", "sketch-control"):
+        mask = artifacts.read(run.mask(split), artifacts.MASK)
+        keep = np.concatenate([artifacts.keep_of(mask, index) for index in range(3)])
+        found = read_json(run.statistics(split))
+        assert found["rows"] == found["base"] == len(near)
+        assert found["kept"] == keep.sum()
+        assert list(found["near"].values()) == near.sum(axis=0).tolist()
+        assert list(found["kept_near"].values()) == near[keep].sum(axis=0).tolist()
+        assert found["overlaps"] == {"photo & sketch": near.all(axis=1).sum()}
+        assert (found["all"], found["any"]) == (near.all(axis=1).sum(), near.any(axis=1).sum())
+        edges = found["per_query"]["sketch"]["edges"]
+        counts = found["per_query"]["sketch"]["queries"]
+        assert edges[:4] == [0, 1, 2, 5]
+        sketch = above[scans[0].attributes["offsets"][1] :]
+        assert counts == [((a <= sketch) & (sketch < b)).sum() for a, b in pairwise(edges)]
+        assert sum(counts) == len(sketch)
 
 
 def test_subsets_hold_the_kept_samples_byte_for_byte(finished: SmallStudy) -> None:
@@ -213,7 +238,7 @@ def test_one_damaged_embeddings_file(study: SmallStudy, damage: str) -> None:
         data[data.index(artifacts.read(path, artifacts.EMBEDDINGS)["embedding"].tobytes())] ^= 1
         path.write_bytes(data)
     assert _to_run(study) == {
-        "embed": 1, "scan": 1, "mask": 4, "subset": 3, "train": 3, "evaluate": 6, "report": 1,
+        "embed": 1, "scan": 1, "mask": 8, "subset": 3, "train": 3, "evaluate": 6, "report": 1,
     }  # fmt: skip
     study.submit()
     ran = {name for name, marker in study.markers().items() if marker != markers[name]}
@@ -226,9 +251,9 @@ def test_one_damaged_embeddings_file(study: SmallStudy, damage: str) -> None:
 @pytest.mark.parametrize(
     ("override", "to_run"),
     [
-        ("tests.sketch.threshold=0.99", {"reference": 1, "scan": 3, "mask": 2, "subset": 2, "train": 2, "evaluate": 4, "report": 1}),
-        ("splits.photo-pruned.near=[photo,sketch]", {"mask": 1, "report": 1}),
-        ("splits.sketch-control.random.seed=2", {"mask": 1, "subset": 1, "train": 1, "evaluate": 2, "report": 1}),
+        ("tests.sketch.threshold=0.99", {"reference": 1, "scan": 3, "mask": 2 + 4, "subset": 2, "train": 2, "evaluate": 4, "report": 1}),
+        ("splits.photo-pruned.near=[photo,sketch]", {"mask": 1 + 1, "report": 1}),
+        ("splits.sketch-control.random.seed=2", {"mask": 1 + 1, "subset": 1, "train": 1, "evaluate": 2, "report": 1}),
         ("training.seeds=[0,1]", {"train": 3, "evaluate": 6, "report": 1}),
         ("training.epochs=3", {"train": 3, "evaluate": 6, "report": 1}),
         ("similarity.neighbours=2", {"reference": 2, "scan": 3, "report": 1}),
@@ -245,9 +270,15 @@ def test_a_change_runs_only_what_depends_on_it(
 
 def test_one_more_test_set_leaves_the_other_splits_alone(study: SmallStudy) -> None:
     shutil.copytree(study.folder / "photo", study.folder / "more")
+    markers = study.markers()
     assert _to_run(study, "tests.more={images: more}") == {
-        "embed": 1, "reference": 1, "scan": 3, "evaluate": 3, "report": 1,
+        "embed": 1, "reference": 1, "scan": 3, "mask": 4, "evaluate": 3, "report": 1,
     }  # fmt: skip
+    study.submit("tests.more={images: more}", "--until", "mask")
+    ran = {name for name, marker in study.markers().items() if marker != markers.get(name)}
+    masks = {name for name in ran if name.startswith("mask/")}
+    assert masks == {f"mask/statistics/{split}" for split in _masks(study)}
+    assert all("more" in study.markers()[name]["counts"]["near"] for name in masks)
 
 
 def test_a_dry_run_says_why(study: SmallStudy) -> None:
@@ -260,7 +291,7 @@ def test_status_counts_what_is_done(finished: SmallStudy) -> None:
     done = finished.simgap("status", str(finished.experiment))
     assert done.returncode == 0
     assert [line.split()[:2] for line in done.stdout.splitlines() if "/" in line and "runs" not in line] == [
-        ["embed", "7/7"], ["reference", "2/2"], ["scan", "3/3"], ["mask", "4/4"],
+        ["embed", "7/7"], ["reference", "2/2"], ["scan", "3/3"], ["mask", "8/8"],
         ["subset", "3/3"], ["train", "3/3"], ["evaluate", "6/6"], ["report", "1/1"],
     ]  # fmt: skip
     assert finished.simgap("status", str(finished.run)).stdout == done.stdout

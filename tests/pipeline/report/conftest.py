@@ -208,7 +208,7 @@ class Study:
             rows = np.array([len(one) for one in near], dtype=np.int64)
             arrays: dict[str, Array] = {"keep": np.packbits(keep), "rows": rows}
             attributes = {"split": name, "definition": f"the definition of {name}",
-                          "rows_total": total, "kept": int(keep.sum())}  # fmt: skip
+                          "rows_total": total, "kept": int(keep.sum()), "plus_reference": None}  # fmt: skip
             artifacts.write(self.layout.mask(name), artifacts.MASK, "d", arrays, attributes)
 
     def _evaluation(self, split: str, seed: int, test: str) -> None:
