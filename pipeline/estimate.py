@@ -57,6 +57,10 @@ def work_of(stage: str, task: str, sizes: Sizes) -> Work | None:
 
 def _embed(task: str, sizes: Sizes) -> Work:
     name, _, number = task.partition("/")
+    row = 2 * sizes.embedder.dimensions + _ROW_NAME
+    if name == POOL and (found := sizes.precomputed_bytes(int(number))) is not None:
+        images = sizes.rows * sizes.share(int(number))
+        return Work(units=images, unit="images", read=found, written=images * row)
     if name == POOL:
         part = sizes.share(int(number))
         images, size = sizes.rows * part, sizes.tar_bytes * part
@@ -72,7 +76,7 @@ def _embed(task: str, sizes: Sizes) -> Work:
         images=images,
         decoders=sizes.study.embedder.workers,
         read=size,
-        written=images * (2 * sizes.embedder.dimensions + _ROW_NAME),
+        written=images * row,
     )
 
 

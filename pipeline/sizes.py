@@ -55,13 +55,20 @@ class Sizes:
     @cached_property
     def tar_bytes(self) -> Amount:
         """Of all tars of the pool: as they lie there, or as declared."""
-        if not self.study.pool.planned:
+        pool = self.study.pool
+        if pool.embeddings is not None:
+            return Amount(sum(path.stat().st_size for path in pool.paths))
+        if not pool.planned:
             files = range(len(self.shards))
             tasks = [self.assessed[reference("embed", f"{POOL}/{index:05d}")] for index in files]
             found = [shard[1] for one in tasks for shard in one.task.recipe.settings["shards"]]
             return Amount(sum(found))
-        size = self.study.pool.size
-        return known(size.bytes if size else None, "pool.size.bytes")
+        return known(pool.size.bytes if pool.size else None, "pool.size.bytes")
+
+    def precomputed_bytes(self, index: int) -> Amount | None:
+        """Of an embeddings file that was made elsewhere; None if the pool is embedded here."""
+        given = self.study.pool.embeddings
+        return None if given is None else Amount(given.sources[index].path.stat().st_size)
 
     # image sets
 
@@ -109,6 +116,7 @@ class Sizes:
     @cached_property
     def trained(self) -> ModelCosts:
         """Of the model that is trained."""
+        assert self.study.training is not None  # a study without it trains nothing
         return model_costs(self.study.training.model)
 
     @cached_property

@@ -202,7 +202,7 @@ class Embed:
             "skipped": dict(skipped),
             "faults": [],
             "matched_by": matched_by,
-            "images_per_second": rate,
+            "rows_per_second": rate,
         }
 
     def _attributes(self, images: _Images, embedder: Any) -> dict[str, Any]:

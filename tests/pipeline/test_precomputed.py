@@ -138,6 +138,13 @@ def test_a_study_without_tars_ends_at_the_masks_and_says_so(
 ) -> None:
     _write_clip_retrieval(SHARDS)
     shutil.rmtree("pool")
+    dry = _submit(_precomputed(tars=False), "--dry-run")
+    assert [line.split()[0] for line in dry.splitlines() if " to run " in line] == [
+        "embed",
+        "reference",
+        "scan",
+        "mask",
+    ]
     printed = _submit(_precomputed(tars=False))
     assert "this study has no training: it ends at the masks" in printed
     assert "simgap export runs/pre full --to list" in printed
