@@ -124,7 +124,10 @@ EVALUATION = Schema(
         "skipped_key": ("str", ("s",)),
         "skipped_reason": ("str", ("s",)),
     },
-    ("split", "seed", "test", "classes", "templates", "accuracy", "read"),
+    (
+        *("split", "seed", "test", "model", "pretrained", "classes", "templates", "read"),
+        *("ignored_folders", "accuracy", "top5", "mean_per_class"),  # accuracy is top-1's
+    ),
 )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipeline.training_options import model_arguments
+from pipeline.weights import create_with_weights, find_checkpoint, nearest_name
 
 if TYPE_CHECKING:  # login nodes check names and must not wait for torch
     import numpy as np
@@ -39,7 +41,7 @@ def check_model(model: str) -> None:
         _read_config(Path(model))
     elif model not in known_models():
         raise ValueError(
-            f"open_clip has no model {model!r}{_nearest(model, known_models())} "
+            f"open_clip has no model {model!r}{nearest_name(model, known_models())} "
             "(or give the path of a .json model configuration)"
         )
 
@@ -93,12 +95,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path}: not an open_clip model configuration: {missing[0]!r} is missing")
     return config
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    spelled = {one.lower(): one for one in known}
-    near = get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
-    return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 def resolve_device(requested: str) -> str:
@@ -168,7 +164,14 @@ class Embedder:
     preprocessing: str
 
 
-def load_embedder(model: str, pretrained: str, *, precision: str, device: str) -> Embedder:
+def load_embedder(
+    model: str,
+    pretrained: str,
+    *,
+    precision: str,
+    device: str,
+    options: Mapping[str, object] | None = None,
+) -> Embedder:
     """Load a model with its weights; the one loaded last is kept, for the next task of a job.
 
     Args:
@@ -177,21 +180,25 @@ def load_embedder(model: str, pretrained: str, *, precision: str, device: str) -
             (of open_clip_train with its optimizer, or of weights alone).
         precision: one of PRECISIONS.
         device: as for `resolve_device`.
+        options: open_clip_train's options that the model was trained with: some change the model,
+            or how images reach it (`training_options.model_arguments`).
 
     Raises:
-        ValueError: for an unknown model, tag or precision, or a checkpoint of another model.
+        ValueError: for an unknown model, tag or precision, or a checkpoint that is cut off, would
+            run code, or is of another model (`checkpoints.CheckpointError`).
         FileNotFoundError: if there is no such checkpoint.
         RuntimeError: if the device is absent, or the weights of a tag can't be downloaded.
     """
     if precision not in PRECISIONS:
         raise ValueError(
-            f"unknown precision {precision!r}{_nearest(precision, PRECISIONS)}, "
+            f"unknown precision {precision!r}{nearest_name(precision, PRECISIONS)}, "
             f"expected one of {', '.join(PRECISIONS)}"
         )
     name = register_model(model)
-    checkpoint = _checkpoint(name, pretrained)
+    checkpoint = find_checkpoint(name, pretrained)
     version = None if checkpoint is None else _version(checkpoint)
-    return _load(name, pretrained, version, precision, resolve_device(device))
+    arguments = tuple(sorted(model_arguments(options or {}).items()))
+    return _load(name, pretrained, version, precision, resolve_device(device), arguments)
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -200,73 +207,32 @@ def _version(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _checkpoint(name: str, pretrained: str) -> Path | None:
-    """Return the path of a checkpoint, or None if `pretrained` is a tag of the model."""
-    import open_clip
-
-    if open_clip.is_pretrained_cfg(name, pretrained):
-        return None
-    path = Path(pretrained)
-    if pretrained and path.is_file():
-        return path
-    if "/" in pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".npz"):
-        raise FileNotFoundError(f"{pretrained}: no such checkpoint for the model {name!r}")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    expected = f"a tag ({', '.join(tags)}) or a checkpoint" if tags else "a checkpoint's path"
-    raise ValueError(
-        f"no weights {pretrained!r} for the model {name!r}{_nearest(pretrained, tags)}; "
-        f"expected {expected}"
-    )
-
-
 @lru_cache(maxsize=1)
 def _load(
-    name: str, pretrained: str, version: tuple[int, int] | None, precision: str, device: str
+    name: str,
+    pretrained: str,
+    version: tuple[int, int] | None,
+    precision: str,
+    device: str,
+    arguments: tuple[tuple[str, Any], ...],
 ) -> Embedder:
     import open_clip
 
-    try:
-        model, preprocess = open_clip.create_model_from_pretrained(
-            name, pretrained, precision=precision, device=device
-        )
-    except Exception as error:  # open_clip fails in many ways on weights of another model
-        if version is not None:
-            _explain(name, pretrained, error)
-        raise
+    model, preprocess = create_with_weights(
+        name, pretrained, precision=precision, device=device, arguments=dict(arguments)
+    )
     model.eval()
     described = json.dumps(open_clip.get_model_preprocess_cfg(model), sort_keys=True, default=str)
+    context_length = dict(arguments).get("force_context_length")
     return Embedder(
         model,
         preprocess,
-        open_clip.get_tokenizer(name),
+        open_clip.get_tokenizer(name, context_length=context_length),
         device,
         precision,
         int(open_clip.get_model_config(name)["embed_dim"]),
         described,
     )
-
-
-def _explain(name: str, checkpoint: str, error: Exception) -> None:
-    """Raise a ValueError if a checkpoint can't be read or is another model's; else return."""
-    import open_clip
-    from open_clip.factory import load_state_dict
-
-    try:
-        weights = load_state_dict(checkpoint)
-        found = {key: tuple(value.shape) for key, value in weights.items()}
-    except Exception as unreadable:
-        raise ValueError(f"{checkpoint}: not a readable checkpoint: {unreadable}") from unreadable
-    model = open_clip.create_model(name, load_weights=False)
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    different = [key for key in wanted | found if wanted.get(key) != found.get(key)]
-    if not different:
-        return
-    key = different[0]
-    raise ValueError(
-        f"{checkpoint}: not a checkpoint of the model {name!r}: {len(different)} of "
-        f"{len(wanted | found)} weights differ; the first, {key!r}, has shape "
-        f"{found.get(key, 'none')} in the checkpoint, {wanted.get(key, 'none')} in the model"
-    ) from error
 
 
 def _autocast(embedder: Embedder) -> AbstractContextManager[Any]:

@@ -34,6 +34,10 @@ _AT_LEAST = {
     **dict.fromkeys(("accum-freq", "log-every-n-steps"), 1),
     **dict.fromkeys(("workers", "warmup", "seed", "lr", "wd", "eps", "beta1", "beta2"), 0),
 }
+_OF_MODEL = (
+    *("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length"),
+    *("image_mean", "image_std", "image_interpolation", "image_resize_mode"),
+)
 _SCHEDULERS = ("cosine", "const", "const-cooldown")
 
 
@@ -102,6 +106,29 @@ def parse(options: Mapping[str, object]) -> argparse.Namespace:
     if values.lr_scheduler == "const-cooldown" and values.epochs_cooldown is None:
         raise ValueError("lr-scheduler: const-cooldown needs the option epochs-cooldown")
     return values
+
+
+def model_arguments(options: Mapping[str, object]) -> dict[str, Any]:
+    """What of the options changes the model, or how images and captions reach it.
+
+    A trained model is loaded with these, or it would be another one: as open_clip_train makes it,
+    without what acts in training only (force-patch-dropout, aug-cfg, locked towers, ...).
+
+    Returns:
+        Hashable arguments of open_clip.create_model_from_pretrained.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    values = parse(options)
+    found = {name: getattr(values, name) for name in _OF_MODEL if getattr(values, name)}
+    made = {name: tuple(one) if isinstance(one, list) else one for name, one in found.items()}
+    size = made.get("force_image_size")
+    if size and len(size) == 1:
+        made["force_image_size"] = size[0]
+    if values.siglip:
+        made |= {"init_logit_scale": math.log(10), "init_logit_bias": -10}
+    return made
 
 
 def _check_name(name: object) -> None:

