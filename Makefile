@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/simgap submit experiments/mini.yaml --cluster local
 
 test: $(VENV)/.installed-test slurm
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check

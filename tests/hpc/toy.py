@@ -13,6 +13,9 @@ from typing import Any
 from hpc.files import write_text
 from hpc.stage import Context, Counts, OutputError, Recipe, Rest, Task
 
+GO = "go"
+"""A file in the run's folder that lets tasks with the text `held` end."""
+
 
 def _check(task: Task, digest: str) -> dict[str, str]:
     try:
@@ -54,7 +57,7 @@ class Write:
             log.write(f"{task.name}\n")
         first = (self.run_folder / "runs.log").read_text().split().count(task.name) == 1
         self._say(f"{task.name} starts, upcoming {context.upcoming and context.upcoming.name}")
-        _misbehave(task.name, text, first, context)
+        _misbehave(task.name, text, first, context, self.run_folder)
 
         def rest() -> dict[str, Any]:
             if text.startswith("later"):
@@ -75,7 +78,7 @@ class Write:
         return _check(task, digest)
 
 
-def _misbehave(task: str, text: str, first: bool, context: Context) -> None:
+def _misbehave(task: str, text: str, first: bool, context: Context, run_folder: Path) -> None:
     if text == "fail":
         raise ValueError(f"{task}: this text always fails")
     if text == "once" and first:
@@ -84,6 +87,8 @@ def _misbehave(task: str, text: str, first: bool, context: Context) -> None:
         os.kill(os.getpid(), 9)
     if text == "slow":
         _take(3, context)
+    if text == "held":
+        _hold(run_folder, context)
     if text == "very slow once" and first:
         _take(90, context)
     if text == "deaf" and first:
@@ -94,6 +99,15 @@ def _misbehave(task: str, text: str, first: bool, context: Context) -> None:
         bytes_of_memory = bytearray(400_000_000)
         bytes_of_memory[::4096] = b"x" * len(bytes_of_memory[::4096])
         _take(3, context)
+
+
+def _hold(run_folder: Path, context: Context) -> None:
+    for step in range(1200):
+        if (run_folder / GO).exists():
+            return
+        context.progress(step, 1200, "letters")
+        time.sleep(0.1)
+    raise TimeoutError("nobody let this task go")
 
 
 def _take(seconds: float, context: Context) -> None:

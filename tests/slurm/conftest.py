@@ -23,6 +23,7 @@ from hpc.profile import Profile
 from hpc.queued import RunQueue, run_queue
 from hpc.submission import alone, decide, slurm_stages, submit_stages
 from hpc.triage import triage
+from tests.hpc import toy
 from tests.hpc.conftest import Study
 
 
@@ -104,6 +105,17 @@ class SlurmStudy(Study):
             assert time.monotonic() < ends, f"waited in vain\n{self.told()}"
             time.sleep(0.1)
 
+    def let_go(self) -> None:
+        """Let tasks with the text `held` end."""
+        (self.run / toy.GO).touch()
+
+    def wait_for_all_but_b(self) -> None:
+        """Wait until the other letters are done, and their jobs gone, and `b` is at work."""
+        others = {f"write/letters/{name}" for name in self.texts if name != "b"}
+        self.wait(lambda: self.attempt("write/letters/b").get("progress", {}).get("done", 0) > 0)
+        self.wait(lambda: {self.states()[name] for name in others} == {"done"})
+        self.wait(lambda: not others & set(self.queue().tasks))
+
     def wait_for_end(self, seconds: float = 60) -> None:
         """Wait until no job of the run is left in the queue."""
         self.wait(lambda: not self.queue().jobs, seconds)
@@ -136,6 +148,7 @@ def slurm_study(cluster: Cluster, tmp_path: Path) -> Iterator[SlurmStudy]:
     run.mkdir()
     study = SlurmStudy(run)
     yield study
+    study.let_go()
     if left := [job.id for job in study.queue().jobs]:
         slurm.cancel(left)
         study.wait_for_end()

@@ -37,7 +37,7 @@ def test_a_study_runs_whole_and_equals_that_of_one_process(
 
 
 def test_what_is_queued_is_recognised(slurm_study: SlurmStudy) -> None:
-    slurm_study.texts["b"] = "slow"
+    slurm_study.texts["b"] = "held"
     slurm_study.to_slurm()
     assert slurm_study.to_slurm() == {}
     assert set(slurm_study.queue().tasks) >= {"join/all", "join/lefts"}
@@ -46,6 +46,7 @@ def test_what_is_queued_is_recognised(slurm_study: SlurmStudy) -> None:
     added = slurm_study.to_slurm()
     queued_b = slurm_study.queue().tasks["write/letters/b"].job.id
     assert slurm_study.lines[1].endswith(f", after {added['write']}, {queued_b}")
+    slurm_study.let_go()
     slurm_study.wait_for_end()
     assert slurm_study.is_done()
     assert set(slurm_study.times_run().values()) == {1}
@@ -69,7 +70,7 @@ def test_submitting_twice_at_once(slurm_study: SlurmStudy) -> None:
 def test_queued_tasks_of_other_settings_are_in_the_way_and_left_alone(
     slurm_study: SlurmStudy,
 ) -> None:
-    slurm_study.texts["b"] = "slow"
+    slurm_study.texts["b"] = "held"
     slurm_study.to_slurm()
     before = {job.id for job in slurm_study.queue().jobs if job.is_pending}
     assert before
@@ -77,7 +78,7 @@ def test_queued_tasks_of_other_settings_are_in_the_way_and_left_alone(
     with pytest.raises(RunIsBusy, match=r"`simgap cancel .* --stage join`"):
         slurm_study.to_slurm()
     with pytest.raises(ValueError, match="--task wirte/letters/a: no such task"):
-        slurm_study.texts |= {"a": "ab", "b": "slow"}
+        slurm_study.texts |= {"a": "ab", "b": "held"}
         slurm_study.to_slurm("wirte/letters/a")
     assert before <= {job.id for job in slurm_study.queue().jobs}
 
@@ -120,12 +121,13 @@ def test_the_throttle_and_other_options_reach_slurm(slurm_study: SlurmStudy) -> 
         "setup": ('echo "setup ran in $SLURM_JOB_PARTITION, colour $COLOUR"',),
         "sbatch": {"nice": "7"},
     }
-    slurm_study.texts["b"] = "slow"
+    slurm_study.texts["b"] = "held"
     jobs = slurm_study.to_slurm()
     slurm_study.wait(lambda: slurm_study.attempt("write/letters/b"))
     shown = slurm.fields_of(slurm.call("scontrol", "-o", "show", "job", f"{jobs['write']}_2"))
     assert (shown["ArrayTaskThrottle"], shown["Partition"], shown["Nice"]) == ("1", "short", "7")
     assert shown["TresPerNode"] == "gres:gpu:2"
+    slurm_study.let_go()
     slurm_study.wait_for_end()
     log = next((slurm_study.run / "logs/write").rglob(f"{jobs['write']}_0_0_log.out"))
     assert "setup ran in short" in log.read_text()
@@ -135,16 +137,18 @@ def test_the_throttle_and_other_options_reach_slurm(slurm_study: SlurmStudy) -> 
 def test_the_controller_restarts_with_the_queue_intact(
     slurm_study: SlurmStudy, cluster: Cluster
 ) -> None:
-    slurm_study.texts["b"] = "slow"
+    slurm_study.texts["b"] = "held"
     slurm_study.to_slurm()
-    submitted = time.time()
+    slurm_study.wait_for_all_but_b()
+    ended = time.time()
     saved = cluster.folder / "state" / "job_state"  # Slurm writes it every few seconds
-    slurm_study.wait(lambda: saved.exists() and saved.stat().st_mtime > submitted)
+    slurm_study.wait(lambda: saved.exists() and saved.stat().st_mtime > ended + 1)
     cluster.stop("slurmctld", signal.SIGKILL)
     cluster.start("slurmctld")
     slurm_study.wait(lambda: _answers(slurm_study))
     assert "join/all" in slurm_study.queue().tasks
     assert slurm_study.to_slurm() == {}
+    slurm_study.let_go()
     slurm_study.wait_for_end()
     assert slurm_study.is_done()
     assert set(slurm_study.times_run().values()) == {1}

@@ -15,7 +15,7 @@ TEMPLATES = Path(__file__).parents[2] / "slurm_templates"
 
 
 def test_scripts_are_submitted_and_recognised(slurm_study: SlurmStudy) -> None:
-    slurm_study.texts["b"] = "slow"
+    slurm_study.texts["b"] = "held"
     slurm_study.settings = {
         "sbatch": {"nice": "3"},
         "environment": {"COLOUR": "it's blue"},
@@ -38,6 +38,7 @@ def test_scripts_are_submitted_and_recognised(slurm_study: SlurmStudy) -> None:
     slurm_study.wait(lambda: slurm_study.attempt("write/letters/b"))
     shown = slurm.fields_of(slurm.call("scontrol", "-o", "show", "job", f"{jobs['write']}_1"))
     assert shown["Nice"] == "3"
+    slurm_study.let_go()
     slurm_study.wait_for_end()
     assert slurm_study.is_done()
     assert set(slurm_study.times_run().values()) == {1}

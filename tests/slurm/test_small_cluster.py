@@ -38,7 +38,7 @@ def test_a_hundred_tasks_in_arrays_of_eleven(study: SlurmStudy) -> None:
 
 
 def test_status_and_causes_need_no_accounting(study: SlurmStudy) -> None:
-    study.texts |= {"a": "die", "b": "slow", "d": "slow"}
+    study.texts |= {"a": "die", "b": "held", "d": "held"}
     study.settings = {"array_parallelism": 2, "gpus": 1}
     jobs = study.to_slurm()
     study.wait(lambda: study.attempt("write/letters/b"))
@@ -56,6 +56,7 @@ def test_status_and_causes_need_no_accounting(study: SlurmStudy) -> None:
     assert write.seconds["gpus"] > 0
     assert study.causes() == {"write/letters/a": "KILLED"}
 
+    study.let_go()
     study.wait_for_end()
     study.texts["a"] = "ab"
     study.to_slurm()

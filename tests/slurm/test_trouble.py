@@ -69,13 +69,14 @@ def test_one_failing_shard_among_forty(slurm_study: SlurmStudy, expected: Expect
 
 
 def test_a_rerun_while_the_rest_of_an_array_still_runs(slurm_study: SlurmStudy) -> None:
-    slurm_study.texts |= {"a": "once", "b": "slow"}
+    slurm_study.texts |= {"a": "once", "b": "held"}
     slurm_study.to_slurm()
     slurm_study.wait(lambda: slurm_study.attempt("write/letters/a").get("state") == "failed")
     slurm_study.wait(_started(slurm_study))
     slurm_study.wait(lambda: "write/letters/a" not in slurm_study.queue().tasks)
     jobs = slurm_study.to_slurm()  # what waited for the failed one would never start
     assert set(jobs) == {"write", "join"}
+    slurm_study.let_go()
     slurm_study.wait_for_end()
     assert slurm_study.is_done()
     assert slurm_study.times_run() == {
