@@ -174,7 +174,8 @@ def to_run(
 
 
 def _refuse_outdated(run: Path, undone: Mapping[str, Assessment], queue: RunQueue) -> None:
-    others = [n for n, one in queue.tasks.items() if n in undone and one.digest != undone[n].digest]
+    queued = queue.tasks
+    others = [n for n, one in undone.items() if n in queued and queued[n].digest != one.digest]
     if others:
         jobs = ", ".join(dict.fromkeys(queue.tasks[name].job.array for name in others))
         stages = dict.fromkeys(name.partition("/")[0] for name in others)

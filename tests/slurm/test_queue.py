@@ -72,10 +72,11 @@ def test_queued_tasks_of_other_settings_are_in_the_way_and_left_alone(
 ) -> None:
     slurm_study.texts["b"] = "held"
     slurm_study.to_slurm()
+    slurm_study.wait_for_all_but_b()
     before = {job.id for job in slurm_study.queue().jobs if job.is_pending}
     assert before
     slurm_study.texts |= {"a": "xy", "b": "cd"}
-    with pytest.raises(RunIsBusy, match=r"`simgap cancel .* --stage join`"):
+    with pytest.raises(RunIsBusy, match=r"`simgap cancel .* --stage write --stage join`"):
         slurm_study.to_slurm()
     with pytest.raises(ValueError, match="--task wirte/letters/a: no such task"):
         slurm_study.texts |= {"a": "ab", "b": "held"}
@@ -138,11 +139,12 @@ def test_the_controller_restarts_with_the_queue_intact(
     slurm_study: SlurmStudy, cluster: Cluster
 ) -> None:
     slurm_study.texts["b"] = "held"
-    slurm_study.to_slurm()
+    jobs = slurm_study.to_slurm()
     slurm_study.wait_for_all_but_b()
     ended = time.time()
+    slurm.call("scontrol", "update", f"JobId={jobs['join']}", "Nice=1")  # something to write
     saved = cluster.folder / "state" / "job_state"  # Slurm writes it every few seconds
-    slurm_study.wait(lambda: saved.exists() and saved.stat().st_mtime > ended + 1)
+    slurm_study.wait(lambda: saved.exists() and saved.stat().st_mtime > ended)
     cluster.stop("slurmctld", signal.SIGKILL)
     cluster.start("slurmctld")
     slurm_study.wait(lambda: _answers(slurm_study))

@@ -45,7 +45,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     root: Path = arguments.dir
     started = time.monotonic()
     try:
@@ -61,31 +61,30 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     default = Parameters()
-    parser = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog="simgap world",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dir", metavar="DIR", type=Path, help="folder for the world")
-    _add_number(parser, "--seed", default.seed, "of all images and of the embedder's training")
-    _add_number(parser, "--pool", default.pool, "pool images")
-    _add_number(parser, "--per-shard", default.per_shard, "pool images in a tar")
+    made.add_argument("dir", metavar="DIR", type=Path, help="folder for the world")
+    _add_number(made, "--seed", default.seed, "of all images and of the embedder's training")
+    _add_number(made, "--pool", default.pool, "pool images")
+    _add_number(made, "--per-shard", default.per_shard, "pool images in a tar")
     _add_number(
-        parser, "--reference-per-class", default.reference_per_class, "reference images a class"
+        made, "--reference-per-class", default.reference_per_class, "reference images a class"
     )
-    _add_number(
-        parser, "--test-per-class", default.test_per_class, "images a class in each test set"
-    )
-    _add_number(parser, "--processes", len(os.sched_getaffinity(0)), "processes that draw")
-    embedder = parser.add_mutually_exclusive_group()
+    _add_number(made, "--test-per-class", default.test_per_class, "images a class in each test set")
+    _add_number(made, "--processes", len(os.sched_getaffinity(0)), "processes that draw")
+    embedder = made.add_mutually_exclusive_group()
     embedder.add_argument("--no-embedder", action="store_true", help="images only; needs no torch")
     _add_number(
         embedder, "--embedder-samples", default.embedder_samples, "samples seen by the embedder"
     )
-    return parser
+    return made
 
 
 def _add_number(parser: Any, flag: str, default: int, words: str) -> None:
