@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,13 +89,19 @@ def test_help_is_quick_and_imports_nothing_heavy(module: str) -> None:
     )
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = _processor_seconds()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        times.append(time.perf_counter() - started)
+        times.append(_processor_seconds() - before)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "[]"
         assert "examples" in done.stdout
     assert min(times) < 0.5
+
+
+def _processor_seconds() -> float:
+    """What ended child processes have used, however busy the machine is."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_loading_an_experiment_imports_no_torch() -> None:
