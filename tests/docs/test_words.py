@@ -12,7 +12,7 @@ import pytest
 from hpc.profile import SlurmOptions
 from hpc.stage import Resources
 from pipeline.experiment import Experiment
-from pipeline.sections import Section
+from pipeline.section_types import Section
 from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES
 from tests.docs.pages import PAGES, ROOT, text_of
