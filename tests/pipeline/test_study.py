@@ -43,7 +43,8 @@ def study(finished: SmallStudy, tmp_path: Path) -> Iterator[SmallStudy]:
 
 def _to_run(study: SmallStudy, *words: str) -> dict[str, int]:
     """How many tasks of each stage a dry run says would run."""
-    lines = study.submit("--dry-run", *words).splitlines()[1:]
+    told, _, _ = study.submit("--dry-run", *words).partition("\n\n")  # what it takes comes after
+    lines = told.splitlines()[1:]
     counts = {line.split()[0]: int(line.split()[1]) for line in lines if not line.startswith(" ")}
     return {stage: count for stage, count in counts.items() if count}
 
