@@ -13,11 +13,12 @@ from functools import cached_property
 
 from hpc.plan import Assessment
 from hpc.stage import reference
-from pipeline.amounts import Amount, known, total, unknown
+from pipeline.amounts import NOTHING, Amount, known, total, unknown
 from pipeline.layout import POOL, REFERENCE
 from pipeline.model_costs import ModelCosts, model_costs
 from pipeline.sections import Experiment, ImageSet
 from pipeline.sources import classes_in, pool_groups
+from pipeline.split_section import Split
 
 _CHECKPOINT_BYTES = 12
 """Of a parameter: itself and the two moments of AdamW, 4 bytes each."""
@@ -133,25 +134,53 @@ class Sizes:
     # splits
 
     def kept(self, name: str) -> Amount:
-        """Images of the pool that a split keeps: as its mask counts, else at most all of them."""
+        """Images of the pool that a split keeps.
+
+        As its mask counts; else as its definition says; else as declared; else at most as many as
+        there are where it is taken from.
+        """
         item = self.assessed.get(reference("mask", name))
         if item and item.marker:
             return Amount(int(item.marker.counts["kept"]))
         split = self.study.splits[name]
-        if split.random and split.random.like:
-            return self.kept(split.random.like)
-        if sized := split.cut or split.random:
-            return Amount(float(sized.keep or 0))
-        base = self.kept(split.base) if split.base else self.rows
-        return base if split.all else Amount(base.value, base.missing, at_most=True)
+        within = self.kept(split.base) if split.base else self.rows
+        if (by_definition := self._by_definition(split, within)) is not None:
+            return by_definition
+        if split.expect:
+            return Amount(split.expect.kept)
+        return Amount(self._bound(split, within), within.missing, at_most=True)
+
+    def _by_definition(self, split: Split, within: Amount) -> Amount | None:
+        """What a definition alone says."""
+        if split.all:
+            return within
+        if split.cut:
+            return Amount(split.cut.keep)
+        if split.random and split.random.keep:
+            return Amount(split.random.keep)
+        return self.kept(split.random.like) if split.random and split.random.like else None
+
+    def _bound(self, split: Split, within: Amount) -> float:
+        """The most that a definition allows."""
+        if split.union:
+            return min(within.value, sum(self.kept(one).value for one in split.union))
+        if split.intersection or split.difference:
+            first = split.intersection or (split.difference or [])[:1]
+            return min([within.value, *(self.kept(one).value for one in first)])
+        if split.complement:
+            other = self.kept(split.complement)
+            return within.value if other.at_most else max(0, within.value - other.value)
+        return within.value
 
     def trained_on(self, name: str) -> Amount:
         """Samples of a split, with the reference's if it is trained on, too."""
-        return self.kept(name)
+        plus = self.images(REFERENCE) if self.study.splits[name].caption else NOTHING
+        return self.kept(name) + plus
 
     def split_bytes(self, name: str) -> Amount:
         """Bytes of a split's samples: those of the pool are taken to be of one size."""
-        return self.pool_bytes(self.kept(name))
+        plus = self.set_bytes(REFERENCE) if self.study.splits[name].caption else NOTHING
+        return self.pool_bytes(self.kept(name)) + plus
 
     def pool_bytes(self, rows: Amount) -> Amount:
         """Bytes of so many samples of the pool."""

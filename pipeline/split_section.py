@@ -37,6 +37,13 @@ class Random(Section):
         return self
 
 
+class Expect(Section):
+    """What is known of a split before its mask is made: for `--dry-run`."""
+
+    kept: Positive
+    """Images of the pool."""
+
+
 def _near_form(value: Any) -> str:
     return "cut" if isinstance(value, (dict, RankCut)) else "sets"
 
@@ -79,6 +86,7 @@ class Split(Section):
     """The split within which this one is taken; the pool if not given."""
     plus_reference: bool | str = False
     """Train on the reference's images, too; a text is the template of their captions."""
+    expect: Expect | None = None
 
     @model_validator(mode="before")
     @classmethod

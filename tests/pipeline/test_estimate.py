@@ -112,6 +112,43 @@ def test_a_split_that_is_not_made_yet_keeps_at_most_everything(values: dict[str,
     assert subset and subset.written == Amount(POOL_BYTES, at_most=True)
 
 
+@pytest.mark.parametrize(
+    ("definition", "kept"),
+    [
+        ({"near": {"tests": ["sketch"], "keep": 30}}, Amount(30)),
+        ({"far": {"tests": ["sketch"], "keep": 30}, "base": "part"}, Amount(30)),
+        ({"random": {"keep": 20}}, Amount(20)),
+        ({"random": {"like": "part"}}, Amount(300)),
+        ({"random": {"like": "pruned"}}, Amount(N, at_most=True)),
+        ({"near": ["sketch"], "base": "part"}, Amount(300, at_most=True)),
+        ({"near": ["sketch"], "expect": {"kept": 700}}, Amount(700)),
+        ({"union": ["part", "few"]}, Amount(310, at_most=True)),
+        ({"union": ["part", "few"], "base": "few"}, Amount(10, at_most=True)),
+        ({"intersection": ["part", "few"]}, Amount(10, at_most=True)),
+        ({"difference": ["part", "few"]}, Amount(300, at_most=True)),
+        ({"complement": "part"}, Amount(N - 300, at_most=True)),
+        ({"complement": "pruned"}, Amount(N, at_most=True)),
+    ],
+)
+def test_what_a_split_keeps_is_known_as_far_as_its_definition_says(
+    values: dict[str, Any], definition: Any, kept: Amount
+) -> None:
+    values["splits"] |= {
+        "part": {"near": ["sketch"], "expect": {"kept": 300}},
+        "few": {"random": {"keep": 10}},
+        "this": definition,
+    }
+    assert _sizes(values).kept("this") == kept
+
+
+def test_a_split_plus_the_reference_is_trained_on_both(values: dict[str, Any]) -> None:
+    values["splits"]["plus"] = {"all": True, "plus_reference": True}
+    work = work_of("train", "plus/seed-0", _sizes(values))
+    assert work
+    assert work.units == Amount(3 * (N + R))
+    assert work.read == Amount(3 * (POOL_BYTES + 800))
+
+
 def test_evaluating_takes_the_images_and_the_captions(values: dict[str, Any]) -> None:
     work = work_of("evaluate", "full/seed-0/sketch", _sizes(values))
     assert work
