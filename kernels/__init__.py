@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kernels.choice import (
     BACKENDS,
@@ -32,12 +31,13 @@ from kernels.exact import (
     check_thresholds,
     merge_neighbours,
 )
-from kernels.results import Effort, PoolScan, QueryScan, Scan
+from kernels.results import Duplicates, Effort, PoolScan, QueryScan, Scan
 
 __all__ = [
     "BACKENDS",
     "Backend",
     "Choice",
+    "Duplicates",
     "Effort",
     "PoolScan",
     "QueryScan",
@@ -187,10 +187,10 @@ def nearest(
 
 def duplicates(
     rows_ND: Rows, *, threshold: float, backend: str = "auto", device: str = "auto"
-) -> npt.NDArray[np.bool_]:
-    """Mark the rows that have similarity strictly above `threshold` to a row before them.
+) -> Duplicates:
+    """Find the rows that have similarity strictly above `threshold` to a row before them.
 
-    Memory does not grow with the square of N.
+    Beside 16 bytes a row, memory does not grow with N: a memory map is read block by block.
 
     Args:
         rows_ND: float16 rows of length one, as a rule those of one cluster, by rising identity.
@@ -199,7 +199,7 @@ def duplicates(
         device: as for `Scanner`.
 
     Returns:
-        (N,) bool. The first row is never marked.
+        For each row the lowest such row before it, whether or not that one has one, too.
 
     Raises:
         TypeError: not float16.
@@ -210,9 +210,7 @@ def duplicates(
     check_threshold("threshold", threshold)
     check_rows("rows_ND", rows_ND)
     choice = resolve_backend(backend, device)
-    found: npt.NDArray[np.bool_] = find_duplicates(
-        choice.backend, choice.device, rows_ND, float(threshold)
-    )
+    found: Duplicates = find_duplicates(choice.backend, choice.device, rows_ND, float(threshold))
     return found
 
 

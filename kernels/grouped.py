@@ -22,7 +22,6 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -38,7 +37,7 @@ from kernels.exact import (
     merge_neighbours,
 )
 from kernels.neighbours import Neighbours
-from kernels.results import Effort, PoolScan, QueryScan
+from kernels.results import Duplicates, Effort, PoolScan, QueryScan
 
 _FIRST_ROWS = 4096
 """Pool rows that say, before all others, how near the K-th neighbour is at least."""
@@ -160,9 +159,13 @@ class Scanner:
         return found
 
 
-def duplicates(rows_ND: Rows, *, threshold: float, place: Place) -> npt.NDArray[np.bool_]:
-    """See `kernels.duplicates`: spans of rows are queries for themselves and rows after."""
-    duplicate_N = np.zeros(len(rows_ND), dtype=np.bool_)
+def duplicates(rows_ND: Rows, *, threshold: float, place: Place) -> Duplicates:
+    """See `kernels.duplicates`: spans of rows are queries for themselves and rows after.
+
+    Spans come in order, so the first that holds a row's duplicate holds the lowest.
+    """
+    earlier_N = np.full(len(rows_ND), -1, dtype=np.int64)
+    similarity_N = np.full(len(rows_ND), -np.inf)
     no_tests = np.zeros(1, dtype=np.int64)
     with _full_precision():
         for start in range(0, len(rows_ND), 4 * place.block_rows):
@@ -171,12 +174,16 @@ def duplicates(rows_ND: Rows, *, threshold: float, place: Place) -> npt.NDArray[
             side.arrange()
 
             def work(side: _Side, first: int, rows_BD: Tensor, start: int = start) -> Effort:
-                repeated_B, effort = side.repeated(first, rows_BD)
-                duplicate_N[start + first :][: len(rows_BD)] |= repeated_B.cpu().numpy()
-                return effort
+                rows = slice(start + first, start + first + len(rows_BD))
+                is_new_B = torch.from_numpy(earlier_N[rows] < 0).to(rows_BD.device)
+                row_A, query_A, similarity_A = side.repeated(first, rows_BD, is_new_B)
+                row = rows.start + row_A.cpu().numpy()
+                earlier_N[row] = start + query_A.cpu().numpy()
+                similarity_N[row] = similarity_A.cpu().numpy()
+                return Effort()
 
             _in_blocks(rows_ND[start:], [side], work, lambda done, rows: None)
-    return duplicate_N
+    return Duplicates(earlier_N, similarity_N)
 
 
 class _Side:
@@ -258,23 +265,41 @@ class _Side:
         effort += self._open(block, wanted_BG & ~first_BG, upper_BG, reach_GW)
         return replace(effort, multiplying=multiplying, deciding=watch.lap())
 
-    def repeated(self, first_row: int, rows_BD: Tensor) -> tuple[Tensor, Effort]:
-        """Whether a query before the row, counted alike, is above the threshold: (B,) bool."""
+    def repeated(
+        self, first_row: int, rows_BD: Tensor, is_new_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the rows that are above the threshold to a query before them, counted alike.
+
+        Args:
+            first_row: of the block.
+            rows_BD: the block.
+            is_new_B: which rows to look at.
+
+        Returns:
+            Rows of the block (A,), the lowest such query of each (A,), their similarity (A,).
+        """
         epsilon, query_GW = self._engine.epsilon, self._groups.query_GW
         lowest = float(self._threshold_M[0])
         upper_BG = self._engine.upper_bounds(rows_BD)
         row_B = torch.arange(first_row, first_row + len(rows_BD), device=rows_BD.device)
         wanted_BG = (upper_BG >= lowest - ROUNDING) & (query_GW[:, 0] < row_B[:, None])
-        repeated_B = torch.zeros(len(rows_BD), dtype=torch.bool, device=rows_BD.device)
+        wanted_BG &= is_new_B[:, None]
+        first_B = torch.full_like(row_B, _NO_QUERY)
         for row_P, group_P, value_PW in self._values(rows_BD, wanted_BG):
+            self._check_upper(value_PW.amax(1) - upper_BG[row_P, group_P])
+            query_PW = query_GW[group_P]
             margin_PW = value_PW.double() - lowest
-            margin_PW[query_GW[group_P] >= row_B[row_P, None]] = -torch.inf
-            repeated_B[row_P[(margin_PW > epsilon).any(1)]] = True
+            margin_PW[query_PW >= row_B[row_P, None]] = -torch.inf
+            above_PW = margin_PW > epsilon
             pair, slot = (margin_PW.abs() <= epsilon).nonzero(as_tuple=True)
-            row_A, query_A = row_P[pair], query_GW[group_P[pair], slot]
-            similarity_A = self._exact(rows_BD, row_A, query_A, value_PW[pair, slot])
-            repeated_B[row_A[similarity_A > lowest]] = True
-        return repeated_B, Effort()
+            value_A = value_PW[pair, slot]
+            similarity_A = self._exact(rows_BD, row_P[pair], query_PW[pair, slot], value_A)
+            above_PW[pair, slot] = similarity_A > lowest
+            lowest_P = query_PW.masked_fill(~above_PW, _NO_QUERY).amin(1)
+            first_B.scatter_reduce_(0, row_P, lowest_P, "amin")
+        row_A = (first_B != _NO_QUERY).nonzero()[:, 0]
+        query_A = first_B[row_A]
+        return row_A, query_A, self._similarity(rows_BD, row_A, query_A)
 
     def _open(self, block: _Block, wanted_BG: Tensor, upper_BG: Tensor, reach_GW: Tensor) -> Effort:
         """Look into groups, and enter the pairs that matter.
@@ -350,11 +375,22 @@ class _Side:
             yield row_C, group_C, value_XRW[stack_C, nth_C % together]
 
     def _exact(self, rows_BD: Tensor, row_P: Tensor, query_P: Tensor, value_P: Tensor) -> Tensor:
-        """Similarity (P,) of pairs: float16 products are exact in float32, their sum in float64.
+        """Similarity (P,) of pairs whose values are known to within epsilon.
 
         Raises:
             RuntimeError: a value is further away than the bound.
         """
+        similarity_P = self._similarity(rows_BD, row_P, query_P)
+        error = (similarity_P - value_P).abs().max().item() if len(value_P) else 0.0
+        if not error <= self._engine.epsilon:
+            raise RuntimeError(
+                f"a product is {error:.3g} from the exact one, its bound is "
+                f"{self._engine.epsilon:.3g}: this machine multiplies in lower precision than asked"
+            )
+        return similarity_P
+
+    def _similarity(self, rows_BD: Tensor, row_P: Tensor, query_P: Tensor) -> Tensor:
+        """(P,): float16 products are exact in float32, their sum in float64."""
         chunk = max(1, _NUMBERS_AT_ONCE[self.place.device.type] // 4 // rows_BD.shape[1])
         similarity_P = torch.empty(len(row_P), dtype=torch.float64, device=row_P.device)
         for first in range(0, len(row_P), chunk):
@@ -363,12 +399,6 @@ class _Side:
             product *= self.queries_MD.index_select(0, query_P[pairs])
             similarity_P[pairs] = product.sum(1, dtype=torch.float64)
         similarity_P += 0.0  # one zero, whatever the order of the sum
-        error = (similarity_P - value_P).abs().max().item() if len(value_P) else 0.0
-        if not error <= self._engine.epsilon:
-            raise RuntimeError(
-                f"a product is {error:.3g} from the exact one, its bound is "
-                f"{self._engine.epsilon:.3g}: this machine multiplies in lower precision than asked"
-            )
         return similarity_P
 
     def _check_upper(self, excess_P: Tensor) -> None:

@@ -11,10 +11,9 @@ import time
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from kernels.exact import Floats, Ints, Progress, Rows, check_rows, merge_neighbours, no_neighbours
-from kernels.results import Effort, PoolScan, QueryScan
+from kernels.results import Duplicates, Effort, PoolScan, QueryScan
 
 
 class Scanner:
@@ -64,10 +63,13 @@ class Scanner:
         return found
 
 
-def duplicates(rows_ND: Rows, *, threshold: float) -> npt.NDArray[np.bool_]:
+def duplicates(rows_ND: Rows, *, threshold: float) -> Duplicates:
     """See `kernels.duplicates`."""
-    above_NN = similarity(rows_ND, rows_ND) > threshold
-    return np.asarray(np.tril(above_NN, -1).any(axis=1))
+    similarity_NN = similarity(rows_ND, rows_ND)
+    above_NN = np.tril(similarity_NN > threshold, -1)
+    any_N, first_N = above_NN.any(axis=1), above_NN.argmax(axis=1)  # argmax: the lowest
+    similarity_N = np.take_along_axis(similarity_NN, first_N[:, None], axis=1)[:, 0]
+    return Duplicates(np.where(any_N, first_N, -1), np.where(any_N, similarity_N, -np.inf))
 
 
 def similarity(pool_ND: Rows, queries_MD: Rows) -> Floats:

@@ -38,6 +38,16 @@ class QueryScan:
 
 
 @dataclass(frozen=True)
+class Duplicates:
+    """Which rows are above a threshold to a row before them."""
+
+    earlier_N: Ints
+    """The lowest row before it whose similarity to it is above, strictly; -1 if there is none."""
+    similarity_N: Floats
+    """Their similarity; -inf if there is none."""
+
+
+@dataclass(frozen=True)
 class Effort:
     """What a scan took. The four shares are summed over the threads that worked beside each other.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def faults_of(experiment: Experiment, *, without_data: bool = False) -> Iterator
     yield from _template_faults(experiment)
     yield from _choice_faults(experiment)
     yield from _pool_faults(experiment)
+    yield from _dedup_faults(experiment)
     missing = list(_path_faults(experiment))
     yield from missing
     yield from _model_faults(experiment)
@@ -175,6 +177,11 @@ def _choice_faults(experiment: Experiment) -> Iterator[Fault]:
         value = getattr(getattr(experiment, section), key)
         if value not in known:
             yield (section, key), f"unknown {key} {value!r}; {nearest(value, list(known))}"
+
+
+def _dedup_faults(experiment: Experiment) -> Iterator[Fault]:
+    if experiment.dedup and importlib.util.find_spec("faiss") is None:
+        yield ("dedup",), "needs FAISS: pip install 'simgap[gpu]' or, without GPUs, 'simgap[cpu]'"
 
 
 def _path_faults(experiment: Experiment) -> Iterator[Fault]:

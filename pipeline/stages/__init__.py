@@ -10,7 +10,19 @@ from pipeline.experiment import from_values
 from pipeline.layout import Layout
 from pipeline.sections import Experiment
 
-NAMES = ("embed", "reference", "scan", "mask", "subset", "train", "evaluate", "report")
+NAMES = (
+    "embed",
+    "cluster",
+    "assign",
+    "dedup",
+    "reference",
+    "scan",
+    "mask",
+    "subset",
+    "train",
+    "evaluate",
+    "report",
+)
 
 
 def build_stages(study: Mapping[str, Any]) -> list[Stage]:
@@ -23,6 +35,9 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
     A study without training ends at the masks.
     """
+    from pipeline.stages.assign import Assign
+    from pipeline.stages.cluster import Cluster
+    from pipeline.stages.dedup import Dedup
     from pipeline.stages.embed import Embed
     from pipeline.stages.evaluate import Evaluate
     from pipeline.stages.mask import Mask
@@ -34,9 +49,11 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
     run = Layout(experiment.run)
     trained = experiment.trained_splits
+    pool, dedup, similarity = experiment.pool, experiment.dedup, experiment.similarity
     duplicates = experiment.dedup.files if experiment.dedup else 0
     stages: list[Stage] = [
         Embed(run, experiment.pool, experiment.reference, experiment.tests, experiment.embedder),
+        *(stage(run, pool, dedup, similarity) for stage in (Cluster, Assign, Dedup)),
         Reference(run, experiment.reference, experiment.tests, experiment.similarity),
         Scan(run, experiment.pool, list(experiment.tests), experiment.similarity),
         Mask(run, experiment.pool, experiment.splits, list(experiment.tests), duplicates),
