@@ -1,6 +1,6 @@
 """Which pool rows repeat an earlier row of their cluster.
 
-A row is a duplicate if a row of lower identity, (embeddings file, row), in its cluster has a similarity
+A row is a duplicate if a row of lower identity (embeddings file, row) in its cluster has similarity
 to it strictly above the threshold, whether or not that row is itself a duplicate.
 """
 
@@ -76,12 +76,12 @@ class Dedup:
         from pipeline.models import job_device
 
         assert self.dedup is not None
-        started = time.time()
         clusters = cluster_ranges(self.dedup)[int(task.name)]
         chosen = kernels.resolve_backend(
             self.similarity.backend, job_device(self.similarity.device, context.resources.gpus)
         )
         print(f"backend {chosen.backend} on {chosen.device} ({chosen.why})", flush=True)
+        started = time.time()
         members = self._members(clusters)
         sizes = np.bincount(members.cluster - clusters.start, minlength=len(clusters))
         memory = _SHARE_OF_MEMORY * 1e9 * context.resources.memory_gb
