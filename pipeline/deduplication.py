@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc.stage import OutputError
 from pipeline import artifacts
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -174,19 +175,19 @@ def read_duplicates(paths: Sequence[Path], rows: int) -> Iterator[artifacts.Arti
         Each file of the schema `artifacts.DUPLICATES`.
 
     Raises:
-        ValueError: a cluster is in no file or in two, or the files are not about all of the pool.
+        OutputError: a cluster is in no file or in two, or the files are not about all of the pool.
     """
     next_cluster = clusters = seen = 0
     for path in paths:
         found = artifacts.read(path, artifacts.DUPLICATES)
         first, clusters = found.attributes["first_cluster"], found.attributes["clusters"]
         if first != next_cluster:
-            raise ValueError(f"{path}: expected clusters from {next_cluster}, found from {first}")
+            raise OutputError(f"{path}: expected clusters from {next_cluster}, found from {first}")
         next_cluster = found.attributes["last_cluster"]
         seen += found.attributes["rows"]
         yield found
     if next_cluster != clusters or seen != rows:
-        raise ValueError(
+        raise OutputError(
             f"files of duplicates cover {next_cluster} of {clusters} clusters and {seen} of {rows} "
             f"pool rows; the last is {paths[-1] if paths else 'missing'}"
         )

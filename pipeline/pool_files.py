@@ -18,6 +18,7 @@ import numpy as np
 from hpc.stage import OutputError
 from pipeline import artifacts
 from pipeline.artifacts import Array
+from pipeline.deduplication import read_duplicates
 from pipeline.layout import POOL, Layout
 from pipeline.ranks import Item, Mapper
 from pipeline.selection import PoolFile
@@ -88,20 +89,14 @@ class PoolFiles:
 def _packed_duplicates(paths: Sequence[Path], rows: Sequence[int]) -> list[Array]:
     """For each embeddings file, its duplicates as packed bits; a byte a row while they are read."""
     starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-    duplicate, looked_at = np.zeros(starts[-1], dtype=bool), 0
-    for path in paths:
-        found = artifacts.read(path, artifacts.DUPLICATES)
-        looked_at += int(found.attributes["rows"])
+    duplicate = np.zeros(starts[-1], dtype=bool)
+    for found in read_duplicates(paths, int(starts[-1])):
         for first in range(0, len(found["row"]), _BLOCK_ROWS):
             block = slice(first, first + _BLOCK_ROWS)
             place = starts[found["file"][block]] + found["row"][block]
             if (place >= starts[found["file"][block] + 1]).any():
-                raise OutputError(f"{path}: names rows that the embeddings do not have")
+                raise OutputError(f"{found.path}: names rows that the embeddings do not have")
             duplicate[place] = True
-    if looked_at != starts[-1]:
-        raise OutputError(
-            f"duplicates were looked for among {looked_at:,} rows, but the pool has {starts[-1]:,}"
-        )
     return [np.packbits(duplicate[a:b]) for a, b in pairwise(starts)]
 
 

@@ -224,6 +224,15 @@ class Dedup(Section):
     files: Positive = 1
     """Files of duplicates; one is one task, and has its share of the clusters."""
 
+    @model_validator(mode="after")
+    def _no_empty_file(self) -> Dedup:
+        if self.files > self.clusters:
+            raise ValueError(
+                f"expected no more files than clusters, found {self.files} files of "
+                f"{self.clusters} clusters"
+            )
+        return self
+
 
 class Similarity(Section):
     """Nearest-neighbour search."""

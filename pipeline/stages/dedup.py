@@ -143,7 +143,7 @@ class Dedup:
 
 def cluster_ranges(dedup: Section) -> list[range]:
     """The clusters of each file of duplicates: all of them, in order, as equally as can be."""
-    files = min(dedup.files, dedup.clusters)
+    files = dedup.files
     bounds = [dedup.clusters * index // files for index in range(files + 1)]
     return [range(bounds[index], bounds[index + 1]) for index in range(files)]
 

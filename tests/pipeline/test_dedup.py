@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kernels
-from hpc.stage import Context, Resources, Stage
+from hpc.stage import Context, OutputError, Resources, Stage
 from pipeline import artifacts, deduplication
 from pipeline.layout import POOL, Layout
 from pipeline.sections import Dedup, Pool, Similarity
@@ -141,7 +141,7 @@ def cut(rows: Any, *borders: int) -> list[Any]:
         ((), {"clusters": 1, "threshold": 0.9}, 1.0),
         ((100, 200, 290), {"clusters": 7, "threshold": 0.95, "files": 3}, 1.0),
         ((100, 100, 101), {"clusters": 7, "threshold": 0.95, "files": 2}, _TINY),
-        ((50, 150), {"clusters": 40, "threshold": 0.5, "files": 99}, 1.0),
+        ((50, 150), {"clusters": 40, "threshold": 0.5, "files": 40}, 1.0),
         ((10,), {"clusters": 3, "threshold": -1.0}, 1e-5),
         ((10,), {"clusters": 3, "threshold": 1.0}, 1.0),
     ],
@@ -151,7 +151,7 @@ def test_duplicates_are_those_of_the_definition(
 ) -> None:
     pool = write_pool(tmp_path, cut(crowd(320), *borders))
     counts = pool.run_stages(pool.stages(**settings), memory_gb)
-    files = min(settings.get("files", 1), settings["clusters"])
+    files = settings.get("files", 1)
     assert len(counts) == files
     assert sum(count["rows"] for count in counts) == 320
     found = pool.found(files)
@@ -239,9 +239,9 @@ def test_planted_reposts_are_found(tmp_path: Path) -> None:
         folder = tmp_path / str(clusters)
         folder.mkdir()
         pool = write_pool(folder, cut(rows, 150, 300))
-        pool.run_stages(pool.stages(clusters=clusters, threshold=threshold, files=2))
+        pool.run_stages(pool.stages(clusters=clusters, threshold=threshold))
         starts = [0, 150, 300]
-        found = {starts[file] + row for file, row, *_ in pool.found(min(2, clusters))}
+        found = {starts[file] + row for file, row, *_ in pool.found(1)}
         cluster_of = pool.assigned()
         reachable = {row for row in planted if cluster_of[row] == cluster_of[origins[row]]}
         assert reachable <= found
@@ -273,7 +273,7 @@ def test_a_range_that_was_cut_off_leaves_nothing_and_is_done_again(
     with pytest.raises(KeyboardInterrupt):
         _run(stages[2], task, _TINY)
     assert [path.name for path in pool.run.duplicates(0).parent.iterdir()] == ["00000.h5"]
-    with pytest.raises(artifacts.OutputError, match=r"00001\.h5 is missing"):
+    with pytest.raises(OutputError, match=r"00001\.h5 is missing"):
         pool.found(2)
     monkeypatch.undo()
     _run(stages[2], task, _TINY)
@@ -289,7 +289,7 @@ def test_files_that_do_not_cover_the_pool_are_refused(tmp_path: Path) -> None:
         (paths[:2], 100, r"cover 4 of 6 clusters and \d+ of 100 pool rows"),
         (paths, 101, "cover 6 of 6 clusters and 100 of 101 pool rows"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(OutputError, match=message):
             list(deduplication.read_duplicates(wrong, rows))
 
 
@@ -313,6 +313,13 @@ def test_what_can_not_be_clustered_is_an_error_with_its_place(tmp_path: Path) ->
             dict.fromkeys(artifacts.CENTROIDS.attributes, 0),
         )
         bad.run_stages(bad.stages(clusters=24)[1:])
+
+
+def test_more_files_than_clusters_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="expected no more files than clusters, found 7 files of 6"
+    ):
+        Dedup(clusters=6, files=7)
 
 
 def test_an_assignment_to_no_cluster_is_refused(tmp_path: Path) -> None:
