@@ -13,6 +13,7 @@ COMMANDS = {
     "status": ("pipeline.status", "show how far a study is"),
     "logs": ("pipeline.logs", "tell why tasks failed, and show what they wrote"),
     "cancel": ("pipeline.cancel", "end the jobs of a study"),
+    "evaluate": ("pipeline.evaluate", "zero-shot accuracy of any open_clip checkpoint or tag"),
     "doctor": ("pipeline.doctor", "check the site, its profile and the study before a run"),
     "world": ("pipeline.data.world.__main__", "draw the miniature world, to try everything on"),
 }

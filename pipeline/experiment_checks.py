@@ -69,7 +69,7 @@ def _split_faults(experiment: Experiment, name: str) -> Iterator[Fault]:
         what = "needs deduplication, but the experiment has no section `dedup`"
         yield ("splits", name, "deduplicated"), what
     yield from _base_faults(experiment, name)
-    if split.caption is not None and not _is_template(split.caption):
+    if split.caption is not None and not is_template(split.caption):
         where: YamlPath = ("splits", name, "plus_reference")
         yield where, f"expected exactly one {{}} for the class name, found {split.caption!r}"
 
@@ -150,12 +150,12 @@ def _training_faults(experiment: Experiment) -> Iterator[Fault]:
 def _template_faults(experiment: Experiment) -> Iterator[Fault]:
     templates = experiment.evaluation.templates
     for index, template in enumerate(templates if isinstance(templates, list) else []):
-        if not _is_template(template):
+        if not is_template(template):
             where = ("evaluation", "templates", index)
             yield where, f"expected exactly one {{}} for the class name, found {template!r}"
 
 
-def _is_template(caption: str) -> bool:
+def is_template(caption: str) -> bool:
     """Whether it is a text with one {} for the class name."""
     try:
         caption.format("name")

@@ -6,6 +6,7 @@ never opens a file of torch's: it falls back to a load that runs code when a car
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -116,9 +117,14 @@ def _create(
 def _without_weights(name: str, arguments: Mapping[str, Any]) -> torch.nn.Module:
     import open_clip
 
-    model: torch.nn.Module = open_clip.create_model_and_transforms(
-        name, load_weights=False, pretrained_text=False, **arguments
-    )[0]
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # that it has no weights is no news
+    try:
+        model: torch.nn.Module = open_clip.create_model_and_transforms(
+            name, load_weights=False, pretrained_text=False, **arguments
+        )[0]
+    finally:
+        logging.disable(disabled)
     return model
 
 

@@ -75,6 +75,7 @@ def test_this_test_can_fail(tmp_path: Path) -> None:
         "pipeline.logs",
         "pipeline.cancel",
         "pipeline.doctor",
+        "pipeline.evaluate",
         "pipeline.data.world.__main__",
         "hpc.minislurm",
     ],
