@@ -58,11 +58,13 @@ EMBEDDINGS = Schema(
         "shard": ("int32", ("n",)),  # index into the attribute `sources`
         "label": ("int32", ("n",)),  # index into the attribute `classes`
         "uid": ("str", ("n",)),  # of precomputed embeddings whose metadata have one
+        "span_offset": ("int64", ("n",)),  # the sample's blocks in its tar, the pool's only
+        "span_size": ("int64", ("n",)),  # in bytes; 0 if they do not lie side by side
         "skipped_key": ("str", ("s",)),
         "skipped_reason": ("str", ("s",)),
     },
     ("model", "pretrained", "precision", "preprocessing", "sources", "classes", "read", "faults"),
-    optional=("label", "uid"),
+    optional=("label", "uid", "span_offset", "span_size"),
 )
 CENTROIDS = Schema(
     "centroids",

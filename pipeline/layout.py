@@ -65,8 +65,12 @@ class Layout:
         return self.run / "5_masks" / f"{split}.json"
 
     def subset(self, split: str) -> Path:
-        """Folder of a split's tars."""
+        """Folder of what a split is trained on; each task has a folder in it."""
         return self.run / "6_subsets" / split
+
+    def subset_task(self, split: str, number: int) -> Path:
+        """Folder of the tars that one task writes for a split, or of its spans."""
+        return self.subset(split) / f"{number:05d}"
 
     def training(self, split: str, seed: int) -> Path:
         """Folder of one training."""

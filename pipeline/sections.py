@@ -258,8 +258,12 @@ class Training(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     splits: list[str] | None = None
     """Splits to train on; all of them if not given."""
+    data: Literal["tars", "live"] = "tars"
+    """Train on tars rewritten for each split, or on the pool's own, filtered as they are read."""
     samples_per_shard: Positive = 10_000
-    """Samples in each tar written for a split."""
+    """Samples at most in each tar written for a split."""
+    files_per_task: Positive = 1
+    """Embeddings files whose kept samples one task writes; its tars are as even as can be."""
     options: dict[str, Any] = {}
     """Anything else that open_clip_train takes, by its own names."""
 

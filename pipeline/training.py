@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.training_data import PIPE, StreamError, whole_samples
 from pipeline.training_options import arguments, parse, replaced
 from pipeline.training_processes import check_device, joined, place
 
@@ -28,7 +29,7 @@ Progress = Callable[[int, int], None]
 def train(
     *,
     model: str,
-    shards: Sequence[Path],
+    shards: Sequence[Path | str],
     folder: Path,
     options: Mapping[str, object],
     threads: int | None = None,
@@ -50,7 +51,8 @@ def train(
 
     Args:
         model: an open_clip model name, or the path of a JSON configuration.
-        shards: WebDataset tars with a jpg, png or webp and a txt for each sample.
+        shards: WebDataset tars with a jpg, png or webp and a txt for each sample: paths, or `pipe:`
+            URLs of commands that write a tar. A command that fails ends the training.
         folder: the working folder of this training and no other.
         options: open_clip_train's options (see `training_options`); `train-num-samples`, the
             samples of an epoch, is required.
@@ -66,8 +68,8 @@ def train(
         ValueError: for a wrong option, missing or too few shards, or a checkpoint in `folder` that
             is unreadable or not of this training.
         FloatingPointError: if the loss is no longer a number.
-        RuntimeError: if the device is absent, an epoch ended early, open_clip_train gave up, or
-            another process of the job is gone.
+        RuntimeError: if the device is absent, an epoch ended early, open_clip_train gave up, the
+            command of a `pipe:` URL failed, or another process of the job is gone.
     """
     values = parse(options)
     if values.train_num_samples is None:
@@ -96,7 +98,7 @@ def train(
     return checkpoint
 
 
-def _own_arguments(model: str, shards: Sequence[Path], folder: Path) -> list[str]:
+def _own_arguments(model: str, shards: Sequence[Path | str], folder: Path) -> list[str]:
     return [
         f"--model={model}",
         f"--train-data={_shard_list(shards)}",
@@ -110,17 +112,17 @@ def _own_arguments(model: str, shards: Sequence[Path], folder: Path) -> list[str
     ]
 
 
-def _shard_list(shards: Sequence[Path]) -> str:
-    """Join paths so that webdataset reads them literally.
+def _shard_list(shards: Sequence[Path | str]) -> str:
+    """Join paths and URLs so that webdataset reads them literally.
 
     It splits at `::`, replaces `${name}` and expands braces, in that order; a backslash before
     each of the characters concerned stops all three.
     """
-    literal = (re.sub(r"([\\{},:])", r"\\\1", str(shard.absolute())) for shard in shards)
-    return "::".join(literal)
+    given = (str(shard.absolute()) if isinstance(shard, Path) else shard for shard in shards)
+    return "::".join(re.sub(r"([\\{},:])", r"\\\1", shard) for shard in given)
 
 
-def _check_shards(shards: Sequence[Path], workers: int) -> None:
+def _check_shards(shards: Sequence[Path | str], workers: int) -> None:
     """webdataset would skip a missing shard, and ranks without a shard would wait for ever."""
     world = place()[1]
     readers = max(1, workers) * world
@@ -130,7 +132,10 @@ def _check_shards(shards: Sequence[Path], workers: int) -> None:
             f"expected {readers} shards or more, or fewer workers"
         )
     for shard in shards:
-        if not shard.is_file():
+        if isinstance(shard, str):
+            if not shard.startswith(PIPE):
+                raise ValueError(f"{shard}: expected a path, or a URL that begins with {PIPE!r}")
+        elif not shard.is_file():
             raise ValueError(f"{shard}: no such shard")
 
 
@@ -142,6 +147,8 @@ def _call(arguments: list[str], log: Path) -> None:
         status = main(arguments)
     except SystemExit as exit_:
         raise ValueError(f"{folder}: open_clip_train exited ({exit_.code}); see {log}") from exit_
+    except StreamError as error:
+        raise RuntimeError(f"{folder}: a shard could not be read: {error}") from error
     except _NoBatchError as error:
         raise ValueError(
             f"{folder}: the shards of a worker hold fewer usable samples than one batch; "
@@ -258,6 +265,7 @@ def _reproducible_data() -> Iterator[None]:
                 seed=10_000 * (args.seed + 1),  # another sequence than that of the shards
                 epoch=info.shared_epoch,
             )
+            stages[stages.index(data.tarfile_to_samples_nothrow)] = whole_samples
             stages.append(_refuse_empty)
         return info
 

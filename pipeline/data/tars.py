@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -29,7 +29,6 @@ _RECORD = 20 * BLOCK  # tar pads an archive with zeros to a whole record
 # Headers of neighbouring members often lie within one buffer, and a parallel file system's
 # preferred buffer (megabytes) would read every image after all.
 _HEADER_BUFFER = 64 * 1024
-_COPY_BUFFER = 8 * 1024 * 1024
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -69,6 +68,11 @@ class Sample:
     image: Span
     caption: Span
     blocks: tuple[Span, ...]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Offset and size of the blocks; the size is 0 if they do not lie side by side."""
+        return self.blocks[0].offset, self.blocks[0].size if len(self.blocks) == 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,43 +276,6 @@ def read_caption(path: Path, sample: Sample) -> str:
     """Read a sample's caption from its tar; bytes that are not UTF-8 become U+FFFD."""
     with path.open("rb", buffering=0) as file:
         return read_span(file.fileno(), sample.caption).decode("utf-8", errors="replace")
-
-
-def copy_samples(source: Path, samples: Iterable[Sample], out: BinaryIO) -> int:
-    """Copy samples of the tar `source` to `out` as they are, block by block.
-
-    The caller ends the new tar with END_OF_ARCHIVE.
-
-    Returns:
-        The number of bytes written, a multiple of 512.
-
-    Raises:
-        ValueError: if `source` is shorter than when it was indexed.
-    """
-    written = 0
-    with source.open("rb", buffering=0) as file:
-        for run in _joined(span for sample in samples for span in sample.blocks):
-            for offset in range(run.offset, run.end, _COPY_BUFFER):
-                size = min(_COPY_BUFFER, run.end - offset)
-                out.write(read_span(file.fileno(), Span(offset, size)))
-            padding = -run.size % BLOCK  # only where a tear took the last member's padding
-            out.write(bytes(padding))
-            written += run.size + padding
-    return written
-
-
-def _joined(spans: Iterable[Span]) -> Iterator[Span]:
-    """Merge spans that continue one another."""
-    run: Span | None = None
-    for span in spans:
-        if run is not None and run.end == span.offset:
-            run = Span(run.offset, run.size + span.size)
-            continue
-        if run is not None:
-            yield run
-        run = span
-    if run is not None:
-        yield run
 
 
 def first_key(path: Path) -> str | None:

@@ -51,6 +51,7 @@ def stages_of(experiment: Experiment) -> list[Stage]:
     trained = experiment.trained_splits
     pool, dedup, similarity = experiment.pool, experiment.dedup, experiment.similarity
     duplicates = experiment.dedup.files if experiment.dedup else 0
+    captions = {name: experiment.splits[name].caption for name in trained}
     stages: list[Stage] = [
         Embed(run, experiment.pool, experiment.reference, experiment.tests, experiment.embedder),
         *(stage(run, pool, dedup, similarity) for stage in (Cluster, Assign, Dedup)),
@@ -62,8 +63,8 @@ def stages_of(experiment: Experiment) -> list[Stage]:
         return stages
     return [
         *stages,
-        Subset(run, experiment.pool, trained, training.samples_per_shard),
-        Train(run, trained, training),
+        Subset(run, experiment.pool, experiment.reference, captions, training),
+        Train(run, experiment.pool, experiment.reference, captions, training),
         Evaluate(run, experiment.tests, trained, training, experiment.evaluation),
         Report(run, experiment),
     ]

@@ -47,6 +47,8 @@ class _Images:
     shards: list[int] = field(default_factory=list)
     labels: list[int] | None = None
     uids: list[str] | None = None
+    spans: list[tuple[int, int]] | None = None
+    """Offset and size of each sample in its tar; the size is 0 if its blocks lie apart."""
     origins: list[dict[str, Any]] = field(default_factory=list)
     """The tars, or the folder, that they come from."""
     classes: dict[str, list[str]] | None = None
@@ -68,7 +70,7 @@ class Embed:
     tests: Mapping[str, TestSet]
     embedder: Embedder
     name: str = "embed"
-    version: int = 1
+    version: int = 2
 
     def tasks(self) -> list[Task]:
         """The pool's files, then the reference's, then one for each test set."""
@@ -266,7 +268,8 @@ def _pool_images(group: Sequence[Path]) -> _Images:
     from pipeline.data.loader import Source
     from pipeline.data.tars import index_shard
 
-    images = _Images()
+    images = _Images(spans=[])
+    assert images.spans is not None
     for shard, path in enumerate(group):
         index = index_shard(path)
         images.origins.append({"path": str(path), "identity": file_identity(path)})
@@ -276,6 +279,7 @@ def _pool_images(group: Sequence[Path]) -> _Images:
         images.keys += [sample.key for sample in index.samples]
         images.sources += [Source(path, sample.image) for sample in index.samples]
         images.shards += [shard] * len(index.samples)
+        images.spans += [sample.span for sample in index.samples]
     return images
 
 
@@ -350,6 +354,9 @@ def _arrays(images: _Images, rows: Any, used: Sequence[int]) -> dict[str, Any]:
     if images.labels is not None:
         labels = [images.labels[position] for position in used]
         arrays["label"] = np.array(labels, dtype=np.int32)
+    if images.spans is not None:
+        spans = np.array([images.spans[position] for position in used], dtype=np.int64)
+        arrays["span_offset"], arrays["span_size"] = spans.reshape(-1, 2).T
     return arrays
 
 

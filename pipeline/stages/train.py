@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc.files import atomic_path, read_json, write_json
 from hpc.stage import Context, OutputError, Recipe, Task, reference
-from pipeline import artifacts
-from pipeline.layout import SIZES, Layout
-from pipeline.sections import Training
-from pipeline.sources import model_identity
+from pipeline import artifacts, shards
+from pipeline.layout import Layout
+from pipeline.plus_reference import name_of
+from pipeline.sections import Pool, ReferenceSet, Training
+from pipeline.sources import classes_in, label_ranges, model_identity, pool_groups
 from pipeline.training import train
 from pipeline.training_options import parse
 from pipeline.training_processes import place
@@ -27,7 +29,10 @@ class Train:
     """Stage 7: one task for each split and seed."""
 
     run_layout: Layout
-    splits: list[str]
+    pool: Pool
+    reference: ReferenceSet
+    splits: Mapping[str, str | None]
+    """The splits to train on; a caption template for those that add the reference."""
     training: Training
     name: str = "train"
     version: int = 1
@@ -40,17 +45,30 @@ class Train:
                 include={"epochs", "samples_per_epoch", "batch_size", "workers", "options"}
             ),
         }
+        inputs = {
+            split: tuple(reference("subset", name) for name in self._subset(split))
+            for split in self.splits
+        }
         return [
             Task(
                 name=f"{split}/seed-{seed}",
-                recipe=Recipe(
-                    settings={**settings, "seed": seed}, inputs=(reference("subset", split),)
-                ),
+                recipe=Recipe(settings={**settings, "seed": seed}, inputs=inputs[split]),
                 outputs=(self.run_layout.checkpoint(split, seed),),
             )
             for seed in self.training.seeds
             for split in self.splits
         ]
+
+    def _subset(self, split: str) -> list[str]:
+        """The tasks of the stage `subset` that make what a split is trained on."""
+        names = shards.task_names(
+            split, len(shards.file_ranges(len(pool_groups(self.pool)), self.training))
+        )
+        template = self.splits[split]
+        if template is not None and self.training.data == "live":
+            files = label_ranges(classes_in(self.reference), self.reference.files)
+            names += shards.task_names(name_of(template), len(files))
+        return names
 
     def check(self, task: Task, digest: str) -> dict[str, str]:
         """Compare the checkpoint with the hash taken when it was written."""
@@ -101,12 +119,14 @@ class Train:
     def _train(self, task: Task, context: Context) -> tuple[Path, int]:
         """Train; returns the checkpoint in the working folder and the samples of the subset."""
         split, _, seed = task.name.rpartition("/seed-")
-        subset = self.run_layout.subset(split)
-        sizes = read_json(subset / SIZES)
-        samples = sum(sizes.values())
+        data = shards.training_shards(self.run_layout, self.pool, split, self._subset(split))
+        shards.refuse_changed(data)
+        samples = sum(shard.samples for shard in data)
+        if self.training.data == "live" and place()[0] == 0:
+            print(f"{task.name}: {shards.bandwidth_in_words(data)}", flush=True)
         checkpoint = train(
             model=self.training.model,
-            shards=[subset / name for name in sizes],
+            shards=[shard.url for shard in data],
             folder=task.outputs[0].parent / f"work-{_identity(context)}",
             options=self._options(int(seed), samples),
             threads=context.resources.cpus,

@@ -185,15 +185,19 @@ def test_subsets_hold_the_kept_samples_byte_for_byte(finished: SmallStudy) -> No
     for index in range(3):
         embeddings = artifacts.read(run.embeddings("pool", index), artifacts.EMBEDDINGS)
         kept += embeddings.text("key", np.flatnonzero(artifacts.keep_of(mask, index)))
-    tars = sorted(run.subset("sketch-pruned").glob("*.tar"))
+    sizes = read_json(run.subset("sketch-pruned") / "sizes.json")
+    tars = [run.subset("sketch-pruned") / name for name in sizes]
+    assert tars == sorted(run.subset("sketch-pruned").glob("*/*.tar"))
     found = list(_samples(webdataset, tars))
     assert [one["__key__"] for one in found] == kept
     for one in found:
         assert {n: one[n] for n in ("jpg", "txt", "json")} == {
             n: pool[one["__key__"]][n] for n in ("jpg", "txt", "json")
         }
-    sizes = [len(index_shard(tar).samples) for tar in tars]
-    assert all(size == 20 for size in sizes[:-1])
+    assert [len(index_shard(tar).samples) for tar in tars] == list(sizes.values())
+    for number in range(3):
+        sizes_of_task = [sizes[name] for name in sizes if name.startswith(f"{number:05d}/")]
+        assert max(sizes_of_task) <= 20 and max(sizes_of_task) - min(sizes_of_task) <= 1
 
 
 def _samples(webdataset, tars):  # type: ignore[no-untyped-def]
@@ -255,7 +259,7 @@ def test_one_damaged_embeddings_file(study: SmallStudy, damage: str) -> None:
         data[data.index(artifacts.read(path, artifacts.EMBEDDINGS)["embedding"].tobytes())] ^= 1
         path.write_bytes(data)
     assert _to_run(study) == {
-        "embed": 1, "scan": 1, "mask": 8, "subset": 3, "train": 3, "evaluate": 6, "report": 1,
+        "embed": 1, "scan": 1, "mask": 8, "subset": 9, "train": 3, "evaluate": 6, "report": 1,
     }  # fmt: skip
     study.submit()
     ran = {name for name, marker in study.markers().items() if marker != markers[name]}
@@ -268,9 +272,9 @@ def test_one_damaged_embeddings_file(study: SmallStudy, damage: str) -> None:
 @pytest.mark.parametrize(
     ("override", "to_run"),
     [
-        ("tests.sketch.threshold=0.99", {"reference": 1, "scan": 3, "mask": 2 + 4, "subset": 2, "train": 2, "evaluate": 4, "report": 1}),
+        ("tests.sketch.threshold=0.99", {"reference": 1, "scan": 3, "mask": 2 + 4, "subset": 6, "train": 2, "evaluate": 4, "report": 1}),
         ("splits.photo-pruned.near=[photo,sketch]", {"mask": 1 + 1, "report": 1}),
-        ("splits.sketch-control.random.seed=2", {"mask": 1 + 1, "subset": 1, "train": 1, "evaluate": 2, "report": 1}),
+        ("splits.sketch-control.random.seed=2", {"mask": 1 + 1, "subset": 3, "train": 1, "evaluate": 2, "report": 1}),
         ("training.seeds=[0,1]", {"train": 3, "evaluate": 6, "report": 1}),
         ("training.epochs=3", {"train": 3, "evaluate": 6, "report": 1}),
         ("similarity.neighbours=2", {"reference": 2, "scan": 3, "report": 1}),
@@ -309,7 +313,7 @@ def test_status_counts_what_is_done(finished: SmallStudy) -> None:
     assert done.returncode == 0
     assert [line.split()[:2] for line in done.stdout.splitlines() if "/" in line and "runs" not in line] == [
         ["embed", "7/7"], ["reference", "2/2"], ["scan", "3/3"], ["mask", "8/8"],
-        ["subset", "3/3"], ["train", "3/3"], ["evaluate", "6/6"], ["report", "1/1"],
+        ["subset", "9/9"], ["train", "3/3"], ["evaluate", "6/6"], ["report", "1/1"],
     ]  # fmt: skip
     assert finished.simgap("status", str(finished.run)).stdout == done.stdout
 
@@ -363,7 +367,9 @@ def test_bad_samples_are_skipped_counted_and_listed(spoilt: SmallStudy) -> None:
     assert "<script>" not in page
     markers = spoilt.markers()
     assert markers["embed/pool/00000"]["counts"]["skipped"]["no caption"] == 1
-    assert markers["subset/full"]["counts"]["samples"] == sum(len(file["key"]) for file in files)
+    counts = [markers[f"subset/full/{index:05d}"]["counts"] for index in range(5)]
+    assert [one["samples"] for one in counts] == [len(file["key"]) for file in files]
+    assert [one["tars"] for one in counts] == [1, 1, 2, 0, 0]
 
 
 def test_too_many_bad_samples_fail_their_task_and_nothing_else(spoilt: SmallStudy) -> None:
@@ -497,8 +503,9 @@ def test_one_submission_repairs_everything_after_an_input_came_out_different(
     _check_masks(study)
 
 
-def test_a_damaged_list_of_sizes_is_noticed(study: SmallStudy) -> None:
-    (Layout(study.run).subset("full") / "sizes.json").write_text('{"00000.tar": 20}')
+def test_a_damaged_tar_of_a_subset_is_noticed(study: SmallStudy) -> None:
+    tar = Layout(study.run).subset_task("full", 1) / "00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
     assert _to_run(study) == {"subset": 1, "train": 1, "evaluate": 2, "report": 1}
 
 
@@ -507,7 +514,7 @@ def test_damaged_records_are_no_crash(study: SmallStudy, text: str) -> None:
     run = Layout(study.run)
     run.checkpoint("full", 0).with_name("training.json").write_text(text)
     os.utime(run.checkpoint("full", 0))
-    (run.subset("sketch-pruned") / "subset.json").write_text(text)
+    (run.subset_task("sketch-pruned", 0) / "subset.json").write_text(text)
     for path in (study.run / "attempts").rglob("*.lock"):
         path.with_suffix(".json").write_text(text)
     assert _to_run(study) == {"subset": 1, "train": 2, "evaluate": 4, "report": 1}
@@ -530,11 +537,12 @@ def test_a_shard_that_changes_after_it_was_embedded_is_not_copied(study: SmallSt
 
     experiment = load_experiment(Layout(study.run).experiment, [f"runs={study.folder / 'runs'}"])
     pool = experiment.pool.model_copy(update={"shards": str(study.folder / "pool/*.tar")})
-    stage = Subset(Layout(study.run), pool, ["full"], 20)
+    sections = pool, experiment.reference, {"full": None}, experiment.training
+    stage = Subset(Layout(study.run), *sections)
     context = Context(digest="d", inputs={}, resources=Resources(), progress=lambda *_: None)
     small.write_tar(study.folder / "pool/00001.tar", small.shard(7))
     with pytest.raises(ValueError, match=r"00001\.tar has changed since it was embedded"):
-        stage.run(stage.tasks()[0], context)
+        stage.run(stage.tasks()[1], context)
 
 
 def test_a_split_that_keeps_nothing_says_so(study: SmallStudy) -> None:

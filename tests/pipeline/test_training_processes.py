@@ -21,11 +21,12 @@ from open_clip_train import main
 from open_clip_train.scheduler import cosine_lr
 
 from hpc.distributed import Leader, Place, follow, slurm_place, torch_environment
-from hpc.files import read_json, write_json, write_text
+from hpc.files import read_json, write_text
 from hpc.stage import Context, DistributedStage, Resources
 from pipeline.data.world.__main__ import main as draw_world
-from pipeline.layout import SIZES, Layout
-from pipeline.sections import Training
+from pipeline.layout import Layout
+from pipeline.sections import Pool, ReferenceSet, Training
+from pipeline.shards import Shard
 from pipeline.stages.train import Train
 from pipeline.training_options import replaced
 from tests.pipeline.test_training import load, run
@@ -159,9 +160,12 @@ def test_a_stage_follows_the_same_training_and_publishes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout(tmp_path)
-    write_json(layout.subset("all") / SIZES, {"00000.tar": 30, "00001.tar": 34})
+    (tmp_path / "pool.tar").touch()
     settings = Training(model="RN50", epochs=2, batch_size=8, options={"accum-freq": 2})
-    stage = Train(run_layout=layout, splits=["all"], training=settings)
+    sections = Pool(shards=str(tmp_path / "pool.tar")), ReferenceSet(images=tmp_path)
+    stage = Train(layout, *sections, {"all": None}, settings)
+    data = [Shard(tmp_path / name, samples) for name, samples in (("0.tar", 30), ("1.tar", 34))]
+    monkeypatch.setattr("pipeline.shards.training_shards", lambda *_: data)
     calls: list[dict[str, Any]] = []
 
     def train(**named: Any) -> Path:
@@ -177,7 +181,7 @@ def test_a_stage_follows_the_same_training_and_publishes_nothing(
     started: list[str] = []
     context = Context(
         digest="d",
-        inputs={"subset/all": "s"},
+        inputs={"subset/all/00000": "s"},
         resources=Resources(processes=4),
         progress=lambda done, total, unit: None,
         start_followers=lambda: started.append("followers"),
