@@ -88,15 +88,16 @@ class PoolFiles:
 
 def _packed_duplicates(paths: Sequence[Path], rows: Sequence[int]) -> list[Array]:
     """For each embeddings file, its duplicates as packed bits; a byte a row while they are read."""
-    starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+    sizes = np.array(rows, dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
     duplicate = np.zeros(starts[-1], dtype=bool)
     for found in read_duplicates(paths, int(starts[-1])):
         for first in range(0, len(found["row"]), _BLOCK_ROWS):
             block = slice(first, first + _BLOCK_ROWS)
-            place = starts[found["file"][block]] + found["row"][block]
-            if (place >= starts[found["file"][block] + 1]).any():
+            file, row = found["file"][block], found["row"][block]
+            if (file >= len(rows)).any() or (row >= sizes[file]).any():
                 raise OutputError(f"{found.path}: names rows that the embeddings do not have")
-            duplicate[place] = True
+            duplicate[starts[file] + row] = True
     return [np.packbits(duplicate[a:b]) for a, b in pairwise(starts)]
 
 

@@ -1,16 +1,17 @@
 """The N rows that rank first among hundreds of millions, without sorting them.
 
-A float32 has 32 bits, so the N-th smallest value is found in two passes over the data: one counts
-rows by the upper 16 bits of their value, one those that share the N-th row's upper bits by the
-lower 16. A third counts the rows that have just this value in each file, and the first of them in
-row order fill what is left of N. Memory is a few histograms, whatever the number of rows.
+A float32 has 32 bits, so two passes over the data are enough: one counts rows by the upper 16 bits
+of their value; then it is known which upper bits the N-th row has. The other marks the rows with
+smaller ones, which are kept, and takes the lower 16 bits of those with the same. Among these the
+N-th value is found, and of the rows that have just this value the first fill what is left of N.
+Memory is two bits a row, and two bytes for each row with the N-th row's upper bits.
 
 Letters in shapes: n rows of a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -38,60 +39,53 @@ class Mapper(Protocol):
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The rows that rank before the cut."""
+class _Boundary:
+    """A file's rows below the bin in which the last kept row lies, and those in it."""
 
-    values: Values
-    largest: bool
-    key: int
-    """Of the last row that is kept: keys are in the order of ranks."""
-    ties: Array
-    """(files,) rows with just this key that each file keeps: its first ones."""
+    below: Array
+    """Packed bits of (n,) bool."""
+    inside: Array
+    """Packed bits of (n,) bool."""
+    lower: Array
+    """uint16: the lower bits of the rows inside."""
 
-    def rows(self, file: int) -> Array:
-        """(n,) bool: which rows of a file are kept."""
-        values, candidates = self.values(file)
-        key = ordered_bits(values, self.largest)
-        kept: Array = (key < self.key) & candidates
-        if self.ties[file]:
-            kept[np.flatnonzero((key == self.key) & candidates)[: self.ties[file]]] = True
-        return kept
+    def kept(self, lower: int, ties: int) -> Array:
+        """Packed bits of (n,) bool: the rows below `lower`, and the first `ties` just there."""
+        inside = np.flatnonzero(np.unpackbits(self.inside))
+        kept = np.unpackbits(self.below)
+        kept[inside[self.lower < lower]] = 1
+        kept[inside[self.lower == lower][:ties]] = 1
+        return np.packbits(kept)
 
 
-def first(values: Values, files: int, keep: int, largest: bool, run: Mapper = map) -> Cut:
+def first(values: Values, files: int, keep: int, largest: bool, run: Mapper = map) -> list[Array]:
     """Find the rows with the `keep` smallest (or largest) values; of equal ones the first.
 
     Args:
-        values: reads a file. Called three times for each, in any order.
+        values: reads a file. Called twice for each, in any order.
         files: how many there are; their order and the rows' within them is the row order.
         keep: at least 1, and no more than there are candidates.
         largest: take the largest values and not the smallest.
         run: maps over the files.
 
+    Returns:
+        For each file, packed bits of (n,) bool: which rows are kept.
+
     Raises:
         ValueError: there are not so many candidates, or a value is not finite; the message has the
             numbers, or the file and row.
     """
-
-    def upper(file: int) -> Array:
-        return _histogram(*_finite(values, file), largest)
-
-    def lower(file: int) -> Array:
-        return _histogram(*values(file), largest, upper=high)
-
-    def equal(file: int) -> int:
-        numbers, candidates = values(file)
-        return int(np.count_nonzero((ordered_bits(numbers, largest) == key) & candidates))
-
-    counts = _total(run(upper, range(files)))
+    counts = _total(
+        run(lambda file: _upper_histogram(*_finite(values, file), largest), range(files))
+    )
     if not 0 < keep <= counts.sum():
         raise ValueError(f"{keep:,} rows are to be kept, but there are {counts.sum():,}")
-    high, left = _bin_of(counts, keep)
-    low, left = _bin_of(_total(run(lower, range(files))), left)
-    key = high * _HALF + low
-    ties = np.fromiter(run(equal, range(files)), dtype=np.int64, count=files)
-    before = np.cumsum(ties) - ties
-    return Cut(values, largest, key, np.clip(left - before, 0, ties))
+    upper, left = _bin_of(counts, keep)
+    near = list(run(lambda file: _boundary(*values(file), largest, upper), range(files)))
+    lower, left = _bin_of(_total(np.bincount(one.lower, minlength=_HALF) for one in near), left)
+    ties = np.array([np.count_nonzero(one.lower == lower) for one in near], dtype=np.int64)
+    ties = np.clip(left - (np.cumsum(ties) - ties), 0, ties)
+    return [one.kept(lower, int(taken)) for one, taken in zip(near, ties, strict=True)]
 
 
 def ordered_bits(values: Array, largest: bool) -> Array:
@@ -110,17 +104,30 @@ def _finite(values: Values, file: int) -> tuple[Array, Array]:
     return numbers, candidates
 
 
-def _histogram(values: Array, candidates: Array, largest: bool, upper: int | None = None) -> Array:
-    """(65536,) candidates by their upper bits, or those with these upper bits by their lower."""
+def _upper_histogram(values: Array, candidates: Array, largest: bool) -> Array:
+    """(65536,) candidates by their upper bits."""
     counts = np.zeros(_HALF, dtype=np.int64)
-    for start in range(0, len(values), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
+    for block in _blocks(values):
         bits = ordered_bits(values[block], largest)[candidates[block]]
-        if upper is not None:
-            bits = bits[bits >> 16 == upper]
-        half = bits >> 16 if upper is None else bits & (_HALF - 1)
-        counts += np.bincount(half, minlength=_HALF)
+        counts += np.bincount(bits >> 16, minlength=_HALF)
     return counts
+
+
+def _boundary(values: Array, candidates: Array, largest: bool, upper: int) -> _Boundary:
+    below, inside = np.zeros((2, len(values)), dtype=bool)
+    lower = [np.empty(0, dtype=np.uint16)]
+    for block in _blocks(values):
+        bits = ordered_bits(values[block], largest)
+        half = bits >> 16
+        below[block] = (half < upper) & candidates[block]
+        inside[block] = (half == upper) & candidates[block]
+        lower.append(bits[inside[block]].astype(np.uint16))
+    return _Boundary(np.packbits(below), np.packbits(inside), np.concatenate(lower))
+
+
+def _blocks(values: Array) -> Iterator[slice]:
+    for start in range(0, len(values), _BLOCK_ROWS):
+        yield slice(start, start + _BLOCK_ROWS)
 
 
 def _total(histograms: Iterable[Array]) -> Array:

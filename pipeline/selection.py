@@ -109,9 +109,10 @@ class Selection:
             return _over(np.maximum, self.files[file].best(cut.tests)), base(file)
 
         try:
-            return ranks.first(values, len(self.files), cut.keep, largest, self.run).rows
+            packed = ranks.first(values, len(self.files), cut.keep, largest, self.run)
         except ValueError as error:
             raise ValueError(f"split {name}{self._within(name)}: {error}") from error
+        return lambda file: np.unpackbits(packed[file], count=self.files[file].rows).astype(bool)
 
     def _random(self, name: str) -> Rows:
         random = self.splits[name].random

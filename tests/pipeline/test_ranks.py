@@ -14,8 +14,15 @@ ODD = (-1.0, -0.5, -1e-45, -0.0, 0.0, 1e-45, 1e-38, 0.5, np.nextafter(np.float32
 
 
 def _kept(values: list[np.ndarray], candidates: list[np.ndarray], keep: int, largest: bool):  # type: ignore[no-untyped-def]
-    cut = ranks.first(lambda file: (values[file], candidates[file]), len(values), keep, largest)
-    return np.concatenate([cut.rows(file) for file in range(len(values))])
+    kept = ranks.first(lambda file: (values[file], candidates[file]), len(values), keep, largest)
+    return np.concatenate(_unpacked(kept, values))
+
+
+def _unpacked(kept: list[np.ndarray], values: list[np.ndarray]) -> list[np.ndarray]:
+    return [
+        np.unpackbits(bits, count=len(one)).astype(bool)
+        for bits, one in zip(kept, values, strict=True)
+    ]
 
 
 def _sorted(values: list[np.ndarray], candidates: list[np.ndarray], keep: int, largest: bool):  # type: ignore[no-untyped-def]
@@ -94,6 +101,6 @@ def test_threads_change_nothing() -> None:
         return values[file], candidates[file]
 
     with in_threads(4) as run:
-        cut = ranks.first(read, 20, 1234, True, run)
-        kept = np.concatenate(list(run(cut.rows, range(20))))
-    np.testing.assert_array_equal(kept, _sorted(values, candidates, 1234, True))
+        kept = ranks.first(read, 20, 1234, True, run)
+    expected = _sorted(values, candidates, 1234, True)
+    np.testing.assert_array_equal(np.concatenate(_unpacked(kept, values)), expected)
