@@ -4,13 +4,14 @@ python -m benchmarks.merge [--rows 4000000 40000000 400000000] [--scratch FOLDER
 
 Writes scans of a million rows by six test sets, and duplicates, as the stages write them (65 bytes
 a row: 26 GB for 400 million) into a scratch folder that is deleted in the end, and runs the tasks
-of the stage `mask` on them. Memory is the peak of the process's own (anonymous) pages, without the
-files that it maps. First the masks and statistics of the smallest size are compared with plain
-numpy on whole arrays; a difference ends the benchmark. At the second size the rank cut is compared
-with numpy's argpartition of everything in memory.
+of the stage `mask` on them. Says the seconds, those of the processors, and the peak of the
+process's own (anonymous) memory, without the files that it maps; in brackets, how many times as
+much each is as at the size before. First the masks and statistics of the smallest size are
+compared with plain numpy on whole arrays; a difference ends the benchmark. At the second size the
+rank cut is compared with numpy's argpartition of everything in memory.
 
-Appends rows to benchmarks/results.csv. Expect both to grow by less than the rows do, and less than
-2 GB.
+Appends rows to benchmarks/results.csv. Expect the seconds of the processors to grow as the rows do,
+and memory to stay far below 2 GB.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def _run(folder: Path, sizes: list[int], threads: int) -> None:
-    before: dict[str, tuple[float, float]] = {}
+    before: dict[str, Cost] = {}
     files = 0
     for place, rows in enumerate(sizes):
         started = time.perf_counter()
@@ -161,25 +162,43 @@ def _task(stage: Mask, name: str, threads: int) -> Callable[[], Any]:
     return lambda: stage.run(task, context)
 
 
-def _measure(
-    stage: Mask, rows: int, threads: int, before: dict[str, tuple[float, float]]
-) -> dict[str, tuple[float, float]]:
-    found: dict[str, tuple[float, float]] = {}
+def _measure(stage: Mask, rows: int, threads: int, before: dict[str, Cost]) -> dict[str, Cost]:
+    found: dict[str, Cost] = {}
     shape = {"rows": rows, "sets": len(TESTS), "threads": threads}
     for name in ("combined", "far", "random", "union", "core", "statistics/core"):
-        with _peak_memory() as peak:
-            started = time.perf_counter()
-            _task(stage, name, threads)()
-            seconds = time.perf_counter() - started
-        found[name] = seconds, peak[0] / 1e6
+        found[name] = cost = _cost(_task(stage, name, threads))
         grown = ""
         if name in before:
-            more = [new / old for new, old in zip(found[name], before[name], strict=True)]
-            grown = f"  (time x {more[0]:.1f}, memory x {more[1]:.1f})"
-        print(f"{rows:>11,} rows: {name:<16} {seconds:8.2f} s {peak[0] / 1e6:7.0f} MB{grown}")
-        append("merge", name, shape, seconds, "s")
-        append("merge", name, shape, peak[0] / 1e6, "MB")
+            more = [new / old for new, old in zip(cost, before[name], strict=True)]
+            grown = f"  (x {more[0]:.1f}, x {more[1]:.1f}, x {more[2]:.1f})"
+        print(
+            f"{rows:>11,} rows: {name:<16} {cost.seconds:8.2f} s, {cost.processor:8.2f} s of "
+            f"processors, {cost.megabytes:5.0f} MB{grown}",
+            flush=True,
+        )
+        append("merge", name, shape, cost.seconds, "s")
+        append("merge", name, shape, cost.processor, "processor s")
+        append("merge", name, shape, cost.megabytes, "MB")
     return found
+
+
+class Cost(NamedTuple):
+    """What a piece of work takes."""
+
+    seconds: float
+    processor: float
+    """Seconds of all threads: what is left of the time when files come at once and nobody else
+    computes."""
+    megabytes: float
+    """The peak of anonymous memory."""
+
+
+def _cost(work: Callable[[], Any]) -> Cost:
+    with _peak_memory() as peak:
+        started, computed = time.perf_counter(), time.process_time()
+        work()
+        seconds, processor = time.perf_counter() - started, time.process_time() - computed
+    return Cost(seconds, processor, peak[0] / 1e6)
 
 
 @contextmanager
@@ -266,19 +285,11 @@ def _compare(stage: Mask, rows: int, threads: int) -> None:
         kept[np.argpartition(-best, keep - 1)[:keep]] = True
         return np.packbits(kept)
 
-    figures = {}
-    for name, work in (("far", _task(stage, "far", threads)), ("argpartition", partition)):
-        with _peak_memory() as peak:
-            started = time.perf_counter()
-            work()
-            figures[name] = time.perf_counter() - started, peak[0]
-    ratios = [theirs / ours for ours, theirs in zip(*figures.values(), strict=True)]
-    print(
-        f"{rows:>11,} rows: numpy's argpartition takes {ratios[0]:.1f} times the rank cut's time, "
-        f"{ratios[1]:.0f} times its memory"
-    )
+    ours, theirs = _cost(_task(stage, "far", threads)), _cost(partition)
     shape = {"rows": rows, "sets": len(TESTS), "threads": threads}
-    for what, ratio in zip(("time", "memory"), ratios, strict=True):
+    for what in Cost._fields:
+        ratio = getattr(theirs, what) / getattr(ours, what)
+        print(f"{rows:>11,} rows: argpartition / far: {what} {ratio:.1f}", flush=True)
         append("merge", f"argpartition / far: {what}", shape, ratio, "ratio")
 
 

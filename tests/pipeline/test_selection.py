@@ -144,7 +144,7 @@ def test_a_random_split_has_its_size_lies_in_its_base_and_is_the_same_every_time
 @pytest.mark.parametrize("base", [None, "dedup"])
 def test_a_random_split_is_a_uniform_sample(base: str | None) -> None:
     counts = np.zeros(TOTAL)
-    draws, size = 2000, 20
+    draws, size = 600, 20
     for seed in range(draws):
         values = {"random": {"keep": size, "seed": seed}, "base": base}
         counts += _kept("c", {**SPLITS, "c": Split.model_validate(values)})
