@@ -67,6 +67,7 @@ def total(amounts: Iterable[Amount]) -> Amount:
 
 
 def largest(amounts: Iterable[Amount]) -> Amount:
-    """The largest value, as well known as all of them together."""
+    """The largest value; unknown ones may be larger still."""
     listed = list(amounts)
-    return total(listed)._with(max((one.value for one in listed), default=0), NOTHING)
+    most = max(listed, key=lambda one: (one.value, one.at_most), default=NOTHING)
+    return Amount(most.value, total(listed).missing, most.at_most)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.amounts import NOTHING, Amount, known, total
 from pipeline.layout import POOL, REFERENCE
@@ -97,7 +98,7 @@ def _cluster(task: str, sizes: Sizes) -> Work:
     return Work(
         units=flops,
         unit="operations",
-        speed="scan",
+        speed="cluster",
         flops=flops,
         read=rows * _row_bytes(sizes),
         written=Amount(4 * section.clusters * sizes.embedder.dimensions),
@@ -111,7 +112,7 @@ def _assign(task: str, sizes: Sizes) -> Work:
     return Work(
         units=rows,
         unit="rows",
-        speed="scan",
+        speed="cluster",
         flops=_compared(rows, Amount(section.clusters), sizes),
         read=rows * _row_bytes(sizes),
         written=rows * 4,
@@ -208,7 +209,7 @@ def _train(task: str, sizes: Sizes) -> Work:
     flops = (
         None
         if costs.image_flops is None or costs.text_flops is None
-        else (_PASSES * (costs.image_flops + costs.text_flops))
+        else _passes(training.options) * (costs.image_flops + costs.text_flops)
     )
     where = "speeds.train.samples_per_second"
     return Work(
@@ -224,14 +225,19 @@ def _train(task: str, sizes: Sizes) -> Work:
     )
 
 
+def _passes(options: Mapping[str, Any]) -> int:
+    """As many forward passes as a training step takes.
+
+    Checkpointing of activations, and open_clip's accumulation, run the forward pass once more.
+    """
+    given = {str(key).replace("_", "-"): value for key, value in options.items()}
+    return _PASSES + bool(given.get("grad-checkpointing")) + (int(given.get("accum-freq", 1)) > 1)
+
+
 def _read_in_training(seen: Amount, split: str, sizes: Sizes) -> Amount:
-    """The kept samples of each epoch; live, all of the pool around them."""
-    samples, size = sizes.trained_on(split), sizes.split_bytes(split)
-    if _is_live(sizes):
-        size = size + sizes.tar_bytes
-    if not samples.value:
-        return size * 0
-    return seen * (size / samples.value)
+    """The kept samples of each epoch; live, all of the pool with them."""
+    samples, size = sizes.trained_on(split), sizes.split_bytes(split, whole=_is_live(sizes))
+    return seen * (size / samples.value) if samples.value else size
 
 
 def _evaluate(task: str, sizes: Sizes) -> Work:

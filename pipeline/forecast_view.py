@@ -101,7 +101,7 @@ class ForecastView:
             done = ", ".join(one.stage for one in self.stages if one.limit == MEASURED)
             yield f"speed of {done}: as fast as this run's finished tasks"
         for section, values in self.speeds.sections.items():
-            told = ", ".join(f"{key} {values[key]:g}" for key in SPEEDS[section] if key in values)
+            told = ", ".join(f"{key} {values[key]:,}" for key in SPEEDS[section] if key in values)
             source = self.speeds.source(section)
             yield f"speeds.{section}: {told}{f' ({source})' if source else ''}"
 

@@ -6,8 +6,8 @@ it began.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -81,9 +81,8 @@ class Sizes:
 
     def images(self, name: str) -> Amount:
         """Images of the reference or of a test set."""
-        tasks = [one for one in self.assessed if one.startswith(reference("embed", f"{name}/"))]
-        counted = [self._used(one) for one in tasks]
-        if tasks and all(counted):
+        counted = [self._used(one) for one in self._folders[reference("embed", name)]]
+        if counted and all(counted):
             return Amount(sum(filter(None, counted)))
         images, where = self._set(name)
         return known(images.size.images if images.size else None, f"{where}.size.images")
@@ -177,10 +176,15 @@ class Sizes:
         plus = self.images(REFERENCE) if self.study.splits[name].caption else NOTHING
         return self.kept(name) + plus
 
-    def split_bytes(self, name: str) -> Amount:
-        """Bytes of a split's samples: those of the pool are taken to be of one size."""
+    def split_bytes(self, name: str, *, whole: bool = False) -> Amount:
+        """Bytes of a split's samples: those of the pool are taken to be of one size.
+
+        Args:
+            name: the split.
+            whole: of all of the pool's samples, in place of those that it keeps.
+        """
         plus = self.set_bytes(REFERENCE) if self.study.splits[name].caption else NOTHING
-        return self.pool_bytes(self.kept(name)) + plus
+        return (self.tar_bytes if whole else self.pool_bytes(self.kept(name))) + plus
 
     def pool_bytes(self, rows: Amount) -> Amount:
         """Bytes of so many samples of the pool."""
@@ -191,14 +195,13 @@ class Sizes:
     # tasks
 
     @cached_property
-    def _tasks(self) -> Counter[str]:
-        """How many tasks there are below each `stage/.../`."""
-        return Counter(_folders(self.assessed))
+    def _folders(self) -> dict[str, list[str]]:
+        """The tasks in each `stage/.../`."""
+        folders: dict[str, list[str]] = defaultdict(list)
+        for task in self.assessed:
+            folders[task.rpartition("/")[0]].append(task)
+        return folders
 
     def tasks_beside(self, stage: str, task: str) -> int:
         """Tasks of a stage in the same folder: those that share the work on a split."""
-        return self._tasks[reference(stage, task).rpartition("/")[0]]
-
-
-def _folders(tasks: Iterable[str]) -> Iterable[str]:
-    return (task.rpartition("/")[0] for task in tasks)
+        return len(self._folders[reference(stage, task).rpartition("/")[0]])

@@ -10,6 +10,7 @@ from pipeline.amounts import Amount, unknown
 
 SPEEDS = {
     "embed": ("tflops", "images_per_second"),
+    "cluster": ("tflops",),
     "scan": ("tflops",),
     "mask": ("rows_per_second",),
     "train": ("tflops", "samples_per_second"),

@@ -19,6 +19,7 @@ from pipeline.amounts import Amount, total, unknown
 from pipeline.estimate import work_of
 from pipeline.experiment import load_experiment
 from pipeline.forecast import forecast, measured_pace
+from pipeline.layout import shipped
 from pipeline.model_costs import model_costs
 from pipeline.sizes import Sizes
 from pipeline.speeds import SPEEDS, Speeds
@@ -328,3 +329,72 @@ def test_a_wrong_speed_is_refused(
         return
     with pytest.raises(ProfileError, match=re.escape(message)):
         load_profile(_profile(speeds), NAMES, SPEEDS)
+
+
+# the studies and profiles that are shipped
+
+
+@pytest.mark.parametrize(
+    ("study", "profile", "trainings", "bounds"),
+    [
+        ("laion400m", "a100", 36, False),
+        ("datacomp-small", "a100", 30, True),
+        ("datacomp-small", "h100", 30, True),
+    ],
+)
+def test_a_shipped_study_is_planned_from_an_empty_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    study: str,
+    profile: str,
+    trainings: int,
+    bounds: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert submit.main([study, "--profile", profile, "--dry-run"]) == 0
+    table = capsys.readouterr().out.partition("It would take")[2]
+    assert re.search(rf"^train +{trainings} +{trainings} ", table, flags=re.M)
+    assert "unknown" not in table
+    assert ("up to" in table) is bounds
+    assert list(tmp_path.iterdir()) == []
+    if profile == "a100":
+        assert _hours_said(study) == pytest.approx(_hours_in_all(table), rel=0.03)
+
+
+def _hours_said(study: str) -> float:
+    """The GPU-hours in the comment that a study opens with."""
+    comment = shipped("experiments", study).read_text().partition("\nname:")[0]
+    said = re.search(r"([\d,]+)[ #\n]+GPU-hours", comment)
+    assert said, comment
+    return float(said[1].replace(",", ""))
+
+
+def _hours_in_all(table: str) -> float:
+    row = next(line for line in table.splitlines() if line.startswith("in all"))
+    return float(re.findall(r"[\d,.]+", row)[2].replace(",", ""))
+
+
+@pytest.mark.parametrize("study", ["laion400m", "datacomp-small"])
+def test_a_shipped_study_without_its_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], study: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert submit.main([study, "--profile", "a100"]) == 2
+    told = capsys.readouterr().err
+    assert "tests.objectnet.images: no such folder" in told
+    assert "to get the data: " in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_shipped_profile_says_where_its_speeds_are_from() -> None:
+    for path in sorted(shipped("slurm_templates", "local").parent.glob("*.yaml")):
+        speeds = load_profile(path, NAMES, SPEEDS).speeds
+        assert [name for name, values in speeds.items() if not values.get("source")] == []
+
+
+def test_the_generic_profile_shows_every_speed() -> None:
+    text = shipped("slurm_templates", "generic").read_text()
+    shown = yaml.safe_load(re.sub(r"^# ", "", text[text.index("# speeds:") :], flags=re.M))
+    assert list(shown["speeds"]) == sorted(SPEEDS, key=list(shown["speeds"]).index)
+    assert set(shown["speeds"]["files"]) == {*SPEEDS["files"], "source"}
