@@ -195,7 +195,7 @@ def _reference_tars(task: str, sizes: Sizes) -> Work:
 
 def _is_live(sizes: Sizes) -> bool:
     training = sizes.study.training
-    return getattr(training, "data", "tars") == "live"
+    return training is not None and training.data == "live"
 
 
 def _train(task: str, sizes: Sizes) -> Work:

@@ -404,7 +404,7 @@ def _forecast(
         plans = _local_stages(todo, profile, cluster)
     speeds, run = Speeds(profile.speeds), experiment.run
     found = forecast(assessed, plans, Sizes(experiment, assessed), speeds)
-    print(f"\nIt would take, with the profile {profile.name}:")
+    print(f"\nIt would take, with the profile {profile.name} (without start-up and queues):")
     disk = disk_needed(found, assessed, run)
     ForecastView(found, disk, run, profile.name, speeds).show()
 
