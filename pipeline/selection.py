@@ -25,6 +25,8 @@ from pipeline.split_section import RankCut, Split
 Splits = Mapping[str, Split]
 Array = np.ndarray[Any, np.dtype[Any]]
 _BLOCK_ROWS = 1 << 15
+_MOST_ROWS = 999_999_999
+"""What numpy draws a multivariate hypergeometric sample from."""
 Rows = Callable[[int], Array]
 """Embeddings file -> (n,) bool: which of its rows are kept."""
 
@@ -125,6 +127,10 @@ class Selection:
             raise ValueError(
                 f"split {name}{self._within(name)}: {wanted:,} rows are to be kept{like}, but "
                 f"there are {sum(sizes):,}"
+            )
+        if (found := sum(sizes)) > _MOST_ROWS:
+            raise ValueError(
+                f"split {name}: expected at most {_MOST_ROWS:,} rows to draw from, found {found:,}"
             )
         return partial(_sample, base, _shares(sizes, wanted, random.seed), random.seed)
 

@@ -180,6 +180,15 @@ def test_more_than_there_is_is_refused_with_the_numbers(
     assert str(error.value) == message
 
 
+def test_more_rows_than_a_sample_can_be_drawn_from_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.selection._MOST_ROWS", TOTAL - 1)
+    assert _kept("random-in").sum() == 20
+    with pytest.raises(ValueError, match=f"at most {TOTAL - 1} rows to draw from, found {TOTAL}"):
+        _kept("ten")
+
+
 def test_a_definition_names_test_sets_but_not_splits() -> None:
     assert definition(SPLITS, "control") == {"random": {"like": {"near": ["a"]}, "seed": 5}}
     assert definition(SPLITS, "near-b-a") == {"near": ["a", "b"]}
