@@ -15,6 +15,7 @@ COMMANDS = {
     "cancel": ("pipeline.cancel", "end the jobs of a study"),
     "evaluate": ("pipeline.evaluate", "zero-shot accuracy of any open_clip checkpoint or tag"),
     "doctor": ("pipeline.doctor", "check the site, its profile and the study before a run"),
+    "export": ("pipeline.export", "write a split for other programs: DataComp, Parquet, lists"),
     "world": ("pipeline.data.world.__main__", "draw the miniature world, to try everything on"),
 }
 

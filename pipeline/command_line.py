@@ -12,6 +12,7 @@ def study_parser(
     *,
     positional: str = "study",
     nargs: str | None = None,
+    also: tuple[str, str] | None = None,
 ) -> argparse.ArgumentParser:
     """A parser with the study and the overrides.
 
@@ -21,6 +22,7 @@ def study_parser(
         epilog: examples.
         positional: what the study is called; `experiment` where a run's folder will not do.
         nargs: `?` if it may be left out.
+        also: another word that has to follow, and its meaning.
     """
     made = argparse.ArgumentParser(
         prog=f"simgap {command}",
@@ -32,6 +34,8 @@ def study_parser(
     if positional == "study":
         meaning += ", or a run's folder"
     made.add_argument(positional, nargs=nargs, help=meaning)
+    if also:
+        made.add_argument(also[0], help=also[1])
     made.add_argument(
         "overrides",
         nargs="*",

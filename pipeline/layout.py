@@ -84,6 +84,10 @@ class Layout:
         """Predictions of one trained model on one test set."""
         return self.run / "8_evaluation" / split / f"seed-{seed}" / f"{test}.h5"
 
+    def export(self, split: str, suffix: str) -> Path:
+        """A split for other programs, unless the user says where."""
+        return self.run / "exports" / f"{split}{suffix}"
+
     @property
     def report(self) -> Path:
         """The page that the study ends in."""

@@ -76,6 +76,7 @@ def test_this_test_can_fail(tmp_path: Path) -> None:
         "pipeline.cancel",
         "pipeline.doctor",
         "pipeline.evaluate",
+        "pipeline.export",
         "pipeline.data.world.__main__",
         "hpc.minislurm",
     ],

@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 # open_clip_train decodes `image="jpg;png;jpeg;webp"`: the first that a sample has.
 IMAGE_SUFFIXES = ("jpg", "png", "jpeg", "webp")
 CAPTION_SUFFIX = "txt"
+META_SUFFIX = "json"
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -60,6 +61,7 @@ class Sample:
         key: webdataset's key: the member's name up to the first dot after its last slash.
         image: the bytes of the image file.
         caption: the bytes of the caption, perhaps none.
+        json: the bytes of the JSON file, if there is one.
         blocks: the raw tar blocks of all members of the sample (headers, data, padding),
             neighbouring runs joined. Copied one after the other they are a tar of this sample.
     """
@@ -68,6 +70,7 @@ class Sample:
     image: Span
     caption: Span
     blocks: tuple[Span, ...]
+    json: Span | None = None
 
     @property
     def span(self) -> tuple[int, int]:
@@ -231,7 +234,8 @@ class _Group:
 
     def sample(self) -> Sample:
         image = next(self.parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in self.parts)
-        return Sample(self.key, image, self.parts[CAPTION_SUFFIX], tuple(self.blocks))
+        caption, meta = self.parts[CAPTION_SUFFIX], self.parts.get(META_SUFFIX)
+        return Sample(self.key, image, caption, tuple(self.blocks), meta)
 
 
 def _groups(archive: _Archive) -> Iterator[_Group]:
