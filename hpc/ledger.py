@@ -87,6 +87,21 @@ class Ledger:
         ]
         return sorted(filter(None, found), key=lambda marker: -marker.started)
 
+    def stages(self) -> list[str]:
+        """The stages of which any task ever finished, by name."""
+        folder = self.run / "done"
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def all_markers(self, stage: str) -> Iterator[Marker]:
+        """The newest marker of every task of a stage that ever finished, by name."""
+        folder = self.run / "done" / stage
+        found: dict[str, Marker] = {}
+        for path in sorted(folder.rglob("*.json")):
+            marker = _read_marker(path)
+            if marker and marker.started >= getattr(found.get(marker.task), "started", 0):
+                found[marker.task] = marker
+        yield from found.values()
+
     def content(self, name: str, digest: str) -> str | None:
         """The fingerprint of a task's result, or of a part of it, if it was made with this digest.
 
@@ -161,6 +176,13 @@ class Ledger:
             return None
         whole = isinstance(record, dict) and {"state", "digest", "started"} <= record.keys()
         return record if whole else None
+
+    def all_attempts(self, stage: str) -> Iterator[dict[str, Any]]:
+        """The latest attempt of every task of a stage that has not finished, by name."""
+        folder = self.run / "attempts" / stage
+        for path in sorted(folder.rglob("*.json")):
+            if attempt := self.attempt(stage, str(path.relative_to(folder))[: -len(".json")]):
+                yield attempt
 
     def write_attempt(self, stage: str, task: str, record: Mapping[str, Any]) -> None:
         """Describe an attempt: state (running or failed), digest, progress, error, log."""

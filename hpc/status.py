@@ -125,7 +125,7 @@ def survey(
         status.total += 1
         if item.marker is not None:
             seconds[item.stage].append(item.marker.seconds)
-            _count_hours(status, {**item.marker.ran_on, "seconds": item.marker.seconds}, now)
+            count_hours(status, {**item.marker.ran_on, "seconds": item.marker.seconds}, now)
         if item.state == DONE:
             status.done += 1
         else:
@@ -163,7 +163,7 @@ def _count_open(
     else:
         status.stale += 1
     if attempt:
-        _count_hours(status, attempt, now)
+        count_hours(status, attempt, now)
 
 
 def _is_at_work(item: Assessment, attempt: Mapping[str, Any], job: Any, ledger: Ledger) -> bool:
@@ -172,7 +172,7 @@ def _is_at_work(item: Assessment, attempt: Mapping[str, Any], job: Any, ledger: 
     return ledger.is_locked(item.stage, item.task.name)
 
 
-def _count_hours(status: StageStatus, attempt: Mapping[str, Any], now: float) -> None:
+def count_hours(status: StageStatus, attempt: Mapping[str, Any], now: float) -> None:
     """Add an attempt, and those before it; of one that was cut off nobody knows when it ended."""
     ended = now if attempt.get("state") == "running" else attempt.get("started", 0)
     seconds = attempt.get("seconds", attempt.get("ended", ended) - attempt.get("started", 0))

@@ -33,6 +33,7 @@ def faults_of(experiment: Experiment, *, without_data: bool = False) -> Iterator
     yield from _choice_faults(experiment)
     yield from _pool_faults(experiment)
     yield from _dedup_faults(experiment)
+    yield from _report_faults(experiment)
     missing = list(_path_faults(experiment))
     yield from missing
     yield from _model_faults(experiment)
@@ -182,6 +183,23 @@ def _choice_faults(experiment: Experiment) -> Iterator[Fault]:
 def _dedup_faults(experiment: Experiment) -> Iterator[Fault]:
     if experiment.dedup and importlib.util.find_spec("faiss") is None:
         yield ("dedup",), "needs FAISS: pip install 'simgap[gpu]' or, without GPUs, 'simgap[cpu]'"
+
+
+def _report_faults(experiment: Experiment) -> Iterator[Fault]:
+    from pipeline.baselines import read_baselines
+
+    standard, path = experiment.report.standard_test, experiment.report.baselines
+    if standard is not None and standard not in experiment.tests:
+        told = nearest(standard, list(experiment.tests))
+        yield ("report", "standard_test"), f"unknown test set {standard!r}; {told}"
+    if path is None:
+        return
+    try:
+        read_baselines(path)
+    except FileNotFoundError:
+        yield ("report", "baselines"), f"no such file: {path}"
+    except (OSError, ValueError) as error:
+        yield ("report", "baselines"), str(error)
 
 
 def _path_faults(experiment: Experiment) -> Iterator[Fault]:

@@ -27,6 +27,11 @@ class Layout:
         return self.run / "experiment.yaml"
 
     @property
+    def plans(self) -> Path:
+        """Folder of what was submitted, one JSON a submission."""
+        return self.run / "plans"
+
+    @property
     def log(self) -> Path:
         """What submissions printed, as plain lines."""
         return self.run / "logs" / "submit.log"
@@ -80,6 +85,10 @@ class Layout:
         """The trained model."""
         return self.training(split, seed) / "checkpoint.pt"
 
+    def curve(self, split: str, seed: int) -> Path:
+        """Loss and throughput of a training, over all its attempts."""
+        return self.training(split, seed) / "curve.csv"
+
     def evaluation(self, split: str, seed: int, test: str) -> Path:
         """Predictions of one trained model on one test set."""
         return self.run / "8_evaluation" / split / f"seed-{seed}" / f"{test}.h5"
@@ -88,10 +97,23 @@ class Layout:
         """A split for other programs, unless the user says where."""
         return self.run / "exports" / f"{split}{suffix}"
 
+    def probes(self, split: str, seed: int) -> Path:
+        """Folder with few-shot, linear probe and k-NN accuracies, one JSON a test set."""
+        return self.run / "8_evaluation" / split / f"seed-{seed}" / "probe"
+
+    def retrievals(self, split: str, seed: int) -> Path:
+        """Folder with retrieval recalls, one JSON a data set."""
+        return self.run / "8_evaluation" / split / f"seed-{seed}" / "retrieval"
+
     @property
     def report(self) -> Path:
         """The page that the study ends in."""
         return self.run / "9_report" / "index.html"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the page's figures and their data."""
+        return self.report.parent / "figures"
 
 
 def shipped(folder: str, name: str) -> Path:

@@ -285,6 +285,10 @@ class Report(Section):
     title: str | None = None
     gallery: Annotated[int, Field(ge=0)] = 8
     """Test images shown for each test set beside their nearest neighbours."""
+    baselines: AbsolutePath | None = None
+    """CSV of other models' accuracies (model,test,accuracy): the line of effective robustness."""
+    standard_test: str | None = None
+    """The test set on the x axis of effective robustness; `val`, or the first, if not given."""
 
 
 class Experiment(Section):
@@ -317,6 +321,13 @@ class Experiment(Section):
     def seeds(self) -> list[int]:
         """One training of each split for each; none if the study ends at the masks."""
         return [] if self.training is None else list(self.training.seeds)
+
+    @property
+    def standard_test(self) -> str:
+        """The test set that effective robustness is measured against."""
+        return self.report.standard_test or (
+            "val" if "val" in self.tests else next(iter(self.tests))
+        )
 
     @property
     def trained_splits(self) -> list[str]:

@@ -102,7 +102,7 @@ def _evaluated(run: Layout, results: Results, test: str) -> Iterator[Account]:
     """The evaluations of a test set; one account as long as they agree, as they should."""
     seen: set[tuple[int, int, tuple[str, ...]]] = set()
     for split in (one for one in results.splits.values() if one.scores):
-        for seed in results.seeds:
+        for seed in split.seeds.get(test, ()):
             found = read_evaluation(run, split.name, seed, test)
             read, used = int(found.attributes["read"]), len(found["key"])
             outcome = (read, used, tuple(found.text("skipped_key")))

@@ -1,19 +1,22 @@
 """What the trained models score: splits by test sets by seeds.
 
-Letters in shapes: m queries (test images) of one test set.
+Letters in shapes: m queries (test images) of one test set, S seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from hpc.stage import OutputError
 from pipeline import artifacts
 from pipeline.artifacts import Array, Artifact
-from pipeline.layout import Layout
+from pipeline.layout import POOL, Layout
+from pipeline.report.roles import Roles, rule_of
 from pipeline.report.statistics import Score
+from pipeline.report.uncertainty import Estimate, estimate
 from pipeline.sections import Experiment
 
 _BLOCK_ROWS = 4096
@@ -29,11 +32,13 @@ class SplitResult:
     kept: int
     """Pool images that it keeps."""
     rows: int
-    """Pool images in all."""
+    """Pool images that it is taken from: those of its base, or all."""
     near: tuple[str, ...]
     """Test sets that it is pruned for."""
     scores: Mapping[str, Score]
     """By test set; top-1 in [0, 1]."""
+    seeds: Mapping[str, tuple[int, ...]]
+    """By test set: the seeds of which there is an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,13 @@ class Results:
     splits: Mapping[str, SplitResult]
     seeds: tuple[int, ...]
     tests: tuple[str, ...]
+    roles: Roles
     full: str | None
-    """The split that keeps every image, if a model was trained on it."""
+    """The split that the others are parts of, if a model was trained on it."""
     controls: Mapping[str, str]
     """Split -> the random sample of the same size, where a model was trained on one."""
+    missing: tuple[str, ...]
+    """What is not there yet, in words."""
     pool_files: int
 
     @property
@@ -54,12 +62,9 @@ class Results:
         """Whether there is any model."""
         return any(split.scores for split in self.splits.values())
 
-    def change(self, split: str, other: str | None, test: str) -> float | None:
-        """Mean accuracy minus that of another split, in points; None if there is none."""
-        if other is None or other == split:
-            return None
-        mine, theirs = (self.splits[name].scores.get(test) for name in (split, other))
-        return None if mine is None or theirs is None else 100 * (mine.mean - theirs.mean)
+    def full_of(self, split: str) -> str | None:
+        """The trained split that this one is a part of."""
+        return self.roles.full(split)
 
     def pruned_for(self, test: str) -> str | None:
         """The split that is pruned for a test set, and for as few others as possible."""
@@ -67,8 +72,8 @@ class Results:
         return min(pruned, key=lambda split: len(split.near)).name if pruned else None
 
     def baseline(self, split: str) -> str | None:
-        """What a pruned split is measured by: its control, or else the full pool."""
-        return self.controls.get(split, self.full)
+        """What a pruned split is measured by: its control, or else what it is a part of."""
+        return self.controls.get(split) or self.full_of(split)
 
     def of_interest(self, test: str) -> dict[str, str]:
         """The models that tell a test set's story: role (`full`, `near`, `control`) -> split."""
@@ -78,45 +83,88 @@ class Results:
             roles["near"] = near
             if near in self.controls:
                 roles["control"] = self.controls[near]
-        full = self.full or next(iter(self.splits))
-        return roles if full in roles.values() else {"full": full, **roles}
+        full = (self.full_of(near) if near else self.full) or self.full or next(iter(self.splits))
+        roles = roles if full in roles.values() else {"full": full, **roles}
+        return {role: name for role, name in roles.items() if test in self.splits[name].scores}
 
 
 def read_results(experiment: Experiment, run: Layout) -> Results:
-    """Read the splits that models were trained on, and every evaluation.
+    """Read the splits that models were trained on, and every evaluation that is there.
 
     Raises:
-        OutputError: a file is missing or can't be read.
+        OutputError: a file can't be read.
     """
-    names = experiment.trained_splits or list(experiment.splits)
-    masks = {name: artifacts.read(run.mask(name), artifacts.MASK) for name in names}
-    splits = {name: _split(experiment, run, name, mask) for name, mask in masks.items()}
-    full = next((name for name in names if experiment.splits[name].all), None)
-    controls: dict[str, str] = {}
-    for name in names:
-        random = experiment.splits[name].random
-        if random is not None and random.like in names:
-            controls.setdefault(random.like, name)
+    trained = experiment.trained_splits
+    masks, missing = {}, []
+    for name in trained or list(experiment.splits):
+        if run.mask(name).exists():
+            masks[name] = artifacts.read(run.mask(name), artifacts.MASK)
+        else:
+            missing.append(f"the mask of {name}")
+    kept = {name: int(mask.attributes["kept"]) for name, mask in masks.items()}
+    roles = Roles({name: rule_of(split) for name, split in experiment.splits.items()}, kept)
+    splits = {
+        name: _split(experiment, run, mask, roles, missing if name in trained else [])
+        for name, mask in masks.items()
+    }
+    controls = {name: control for name in kept if (control := roles.control(name))}
     return Results(
         splits,
         tuple(experiment.seeds),
         tuple(experiment.tests),
-        full,
+        roles,
+        roles.main(),
         controls,
-        len(masks[names[0]]["rows"]),
+        tuple(missing),
+        _pool_files(run, masks),
     )
 
 
-def _split(experiment: Experiment, run: Layout, name: str, mask: Artifact) -> SplitResult:
+def _pool_files(run: Layout, masks: Mapping[str, Artifact]) -> int:
+    """Embeddings files of the pool."""
+    if masks:
+        return len(next(iter(masks.values()))["rows"])
+    return len(list(run.embeddings(POOL, 0).parent.glob("*.h5")))
+
+
+def _split(
+    experiment: Experiment, run: Layout, mask: Artifact, roles: Roles, missing: list[str]
+) -> SplitResult:
     facts = mask.attributes
-    scores = {}
-    if name in experiment.trained_splits:
-        for test in experiment.tests:
-            found = [read_evaluation(run, name, seed, test) for seed in experiment.seeds]
-            scores[test] = Score(tuple(float(one.attributes["accuracy"]) for one in found))
-    near = experiment.splits[name].pruned_for
-    kept, rows = int(facts["kept"]), int(facts["rows_total"])
-    return SplitResult(name, str(facts["definition"]), kept, rows, near, scores)
+    name = str(facts["split"])
+    scores, seeds = {}, {}
+    for test in experiment.tests:
+        found = dict(_evaluations(experiment, run, name, test, missing))
+        if found:
+            scores[test] = Score(tuple(float(one.attributes["accuracy"]) for one in found.values()))
+            seeds[test] = tuple(found)
+    return SplitResult(
+        name,
+        str(facts["definition"]),
+        int(facts["kept"]),
+        _rows(experiment, run, name, int(facts["rows_total"])),
+        roles.pruned_for(name),
+        scores,
+        seeds,
+    )
+
+
+def _rows(experiment: Experiment, run: Layout, name: str, pool: int) -> int:
+    """Images that a split is taken from."""
+    base = rule_of(experiment.splits[name]).base
+    if base is None:
+        return pool
+    return int(artifacts.read(run.mask(base), artifacts.MASK).attributes["kept"])
+
+
+def _evaluations(
+    experiment: Experiment, run: Layout, split: str, test: str, missing: list[str]
+) -> Iterator[tuple[int, Artifact]]:
+    for seed in experiment.seeds:
+        if run.evaluation(split, seed, test).exists():
+            yield seed, read_evaluation(run, split, seed, test)
+        else:
+            missing.append(f"the evaluation of {split}, seed {seed}, on {test}")
 
 
 def read_evaluation(run: Layout, split: str, seed: int, test: str) -> Artifact:
@@ -126,6 +174,67 @@ def read_evaluation(run: Layout, split: str, seed: int, test: str) -> Artifact:
         OutputError: the file is missing or can't be read.
     """
     return artifacts.read(run.evaluation(split, seed, test), artifacts.EVALUATION)
+
+
+class Models:
+    """What each model makes of each image, read once, and the intervals that follow from it."""
+
+    def __init__(self, run: Layout, results: Results, keys: Mapping[str, Array]) -> None:
+        """Nothing is read yet.
+
+        Args:
+            run: the run.
+            results: which models there are.
+            keys: (m,) of each test set, the images, as bytes.
+        """
+        self.run = run
+        self.results = results
+        self.keys = keys
+        self._correct: dict[tuple[str, str], Array] = {}
+        self._estimates: dict[tuple[str, ...], Estimate | None] = {}
+
+    def correct(self, split: str, test: str) -> Array:
+        """(S, m) float32: 1 or 0 for each seed that was evaluated, nan for images that were not."""
+        if (split, test) not in self._correct:
+            seeds = self.results.splits[split].seeds[test]
+            found = correctness(self.run, split, seeds, test, self.keys[test])
+            self._correct[split, test] = found
+        return self._correct[split, test]
+
+    def accuracy(self, split: str, test: str) -> Estimate | None:
+        """The accuracy of a split's models; None if there is no model."""
+        if (split, test) not in self._estimates:
+            self._estimates[split, test] = self._accuracy(split, test)
+        return self._estimates[split, test]
+
+    def _accuracy(self, split: str, test: str) -> Estimate | None:
+        if test not in self.results.splits[split].scores:
+            return None
+        correct = self.correct(split, test)
+        asked = np.isfinite(correct).all(axis=0)
+        return estimate(correct[:, asked], name=f"{split} {test}") if asked.any() else None
+
+    def difference(self, split: str, other: str | None, test: str) -> Estimate | None:
+        """How much better a split's models do than another's, with the same seeds and images.
+
+        None if there is no other, or no seed with which both were evaluated.
+        """
+        if other is None or other == split:
+            return None
+        if (split, other, test) not in self._estimates:
+            self._estimates[split, other, test] = self._difference(split, other, test)
+        return self._estimates[split, other, test]
+
+    def _difference(self, split: str, other: str, test: str) -> Estimate | None:
+        mine, theirs = (self.results.splits[one].seeds.get(test, ()) for one in (split, other))
+        both = [seed for seed in mine if seed in theirs]
+        if not both:
+            return None
+        rows = self.correct(split, test)[[mine.index(seed) for seed in both]]
+        rows = rows - self.correct(other, test)[[theirs.index(seed) for seed in both]]
+        asked = np.isfinite(rows).all(axis=0)
+        name = f"{split} {other} {test}"
+        return estimate(rows[:, asked], (-1.0, 1.0), name) if asked.any() else None
 
 
 def correctness(run: Layout, split: str, seeds: tuple[int, ...], test: str, keys: Array) -> Array:
@@ -140,12 +249,17 @@ def correctness(run: Layout, split: str, seeds: tuple[int, ...], test: str, keys
             images that the other could read.
 
     Returns:
-        (seeds, m) float64: 1 or 0, nan where an image was not evaluated.
+        (S, m) float32: 1 or 0, nan where an image was not evaluated.
+
+    Raises:
+        OutputError: an evaluation is missing, or has no image in common with the keys.
     """
-    correct = np.full((len(seeds), len(keys)), np.nan)
+    correct = np.full((len(seeds), len(keys)), np.nan, np.float32)
     for row, seed in zip(correct, seeds, strict=True):
         found = read_evaluation(run, split, seed, test)
         _, ours, theirs = np.intersect1d(keys, found["key"], return_indices=True)
+        if len(keys) and not len(ours):
+            raise OutputError(f"{found.path}: none of its images is among those of {test}")
         row[ours] = (_predicted(found["logits"]) == found["label"])[theirs]
     return correct
 
@@ -173,13 +287,13 @@ class ClassChange:
 
 
 def class_changes(
-    run: Layout, split: str, baseline: str, seeds: tuple[int, ...], test: str
+    run: Layout, results: Results, split: str, baseline: str, test: str
 ) -> list[ClassChange]:
     """Accuracy by class, means over seeds, from the largest loss to the largest gain."""
-    first = read_evaluation(run, split, seeds[0], test)
+    first = read_evaluation(run, split, results.splits[split].seeds[test][0], test)
     names = first.attributes["classes"]["names"]
     images = np.bincount(first["label"], minlength=len(names))
-    means = [_class_means(run, one, seeds, test) for one in (split, baseline)]
+    means = [_class_means(run, results.splits[one], test) for one in (split, baseline)]
     both = np.isfinite(means[0]) & np.isfinite(means[1])
     rows = [
         ClassChange(names[c], int(images[c]), float(means[0][c]), float(means[1][c]))
@@ -188,7 +302,8 @@ def class_changes(
     return sorted(rows, key=lambda row: (row.change, row.name))
 
 
-def _class_means(run: Layout, split: str, seeds: tuple[int, ...], test: str) -> Array:
-    found = [read_evaluation(run, split, seed, test)["class_accuracy"] for seed in seeds]
+def _class_means(run: Layout, split: SplitResult, test: str) -> Array:
+    seeds = split.seeds[test]
+    found = [read_evaluation(run, split.name, seed, test)["class_accuracy"] for seed in seeds]
     means: Array = np.stack(found).mean(axis=0)
     return means

@@ -37,17 +37,6 @@ class Score:
         """The highest of the seeds."""
         return max(self.by_seed)
 
-    def overlaps(self, other: Score) -> bool:
-        """Whether the ranges of the seeds share a value."""
-        return self.low <= other.high and other.low <= self.high
-
-
-def mean_score(scores: list[Score]) -> Score:
-    """The mean of several measurements, seed by seed."""
-    return Score(
-        tuple(sum(row) / len(row) for row in zip(*(s.by_seed for s in scores), strict=True))
-    )
-
 
 @dataclass(frozen=True)
 class Bin:
@@ -105,7 +94,7 @@ def bin_scores(similarity: Array, correct: Array, width: float) -> list[Bin]:
     bins = []
     for one in np.unique(index).tolist():
         inside = kept[:, index == one]
-        score = Score(tuple(inside.mean(axis=1).tolist()))
+        score = Score(tuple(inside.mean(axis=1, dtype=np.float64).tolist()))
         low, high = round(one * width, 3), round((one + 1) * width, 3)
         bins.append(Bin(low, high, inside.shape[1], score))
     return bins
@@ -156,15 +145,22 @@ def _ranks(values: Array) -> Array:
 
 
 def spread_over(values: Array, count: int) -> list[int]:
-    """Positions of `count` values at evenly spaced quantiles, lowest first.
+    """Positions of `count` values at even steps from the highest to the lowest, highest first.
 
-    Ties go to the lowest position, so the same values give the same choice; with one, the median.
-    Values that are not finite are passed over.
+    For each step the value nearest to it that is not yet taken; ties go to the lowest position, so
+    the same values give the same choice. With one, the value nearest to the middle. Values that
+    are not finite are passed over.
     """
-    order = np.argsort(values, kind="stable")
-    order = order[np.isfinite(values[order])]
-    count = min(count, len(order))
-    if count < 2:
-        return [int(one) for one in order[len(order) // 2 :][:count]]
-    places = np.rint(np.linspace(0, len(order) - 1, count)).astype(int)
-    return [int(one) for one in order[places]]
+    there = np.flatnonzero(np.isfinite(values))
+    left = np.array(values[there], dtype=np.float64)
+    count = min(count, len(there))
+    if not count:
+        return []
+    ends = (left.max(), left.min())
+    steps = np.linspace(*ends, count) if count > 1 else [sum(ends) / 2]
+    chosen = []
+    for step in steps:
+        nearest = int(np.argmin(np.abs(left - step)))
+        chosen.append(int(there[nearest]))
+        left[nearest] = np.inf
+    return sorted(chosen, key=lambda position: (-values[position], position))

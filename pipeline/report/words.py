@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from pipeline.report.results import Results, SplitResult
-from pipeline.report.similarity import Queries
-from pipeline.report.statistics import Score, mean_score
+from pipeline.report.uncertainty import Estimate, Interval, mean_estimate
+
+if TYPE_CHECKING:
+    from pipeline.report.results import Models, Results, SplitResult
+    from pipeline.report.similarity import Queries
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -26,6 +29,11 @@ def points(change: float) -> str:
     return text if text == "0.0" else ("+" if change > 0 else MINUS) + text
 
 
+def interval(found: Interval) -> str:
+    """An interval in points, as typeset: −52.2 to −14.9."""
+    return f"{points(100 * found.low)} to {points(100 * found.high)}"
+
+
 def direction(change: float) -> str:
     """`rise`, `fall` or `same`, as `points` shows it."""
     return {"+": "rise", MINUS: "fall"}.get(points(change)[0], "same")
@@ -36,6 +44,15 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def short_count(count: int) -> str:
+    """A count in at most four characters: 987, 1.2k, 45k, 3.1M."""
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
+    return str(count)
+
+
 def cosine(similarity: float) -> str:
     """A similarity to three places."""
     return f"{similarity:.3f}" if math.isfinite(similarity) else ABSENT
@@ -44,6 +61,15 @@ def cosine(similarity: float) -> str:
 def correlation(rho: float) -> str:
     """Spearman's rho with its sign, as typeset: -0.8 -> −0.80."""
     return f"{rho:.2f}".replace("-", MINUS)
+
+
+def cell(value: str | int | float | None) -> str:
+    """A cell of a table of numbers, to four digits."""
+    if value is None or value == "":
+        return ABSENT
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", MINUS) if math.isfinite(value) else ABSENT
+    return count(value) if isinstance(value, int) else value
 
 
 def enumerate_names(names: Sequence[str], last: str = "and") -> str:
@@ -60,25 +86,44 @@ def provenance_lines(value: object) -> list[str]:
     return [str(value)]
 
 
-def findings(results: Results, queries: Mapping[str, Queries]) -> list[str]:
+def findings(results: Results, models: Models, queries: Mapping[str, Queries]) -> list[str]:
     """One sentence for each split that is pruned for test sets; without any, for each test set."""
-    pruned = [split for split in results.splits.values() if split.near and split.scores]
+    pruned = [split for split in results.splits.values() if _can_tell(split)]
     if not pruned:
         return [_gap(one) for one in queries.values()]
-    return [_finding(results, queries, split) for split in pruned]
+    return [_finding(results, models, queries, split) for split in pruned]
+
+
+def _can_tell(split: SplitResult) -> bool:
+    """Whether a split is pruned for test sets, and evaluated on them with the same seeds."""
+    return bool(split.near) and len({split.seeds.get(test, ()) for test in split.near} - {()}) == 1
 
 
 def about_seeds(seeds: int) -> str:
     """What the number of seeds allows to conclude."""
     if seeds == 1:
         return (
-            "Each accuracy comes from a single training run (one seed). One seed is no error bar: "
-            "the same training with another seed gives another number."
+            "Each accuracy comes from a single training run (one seed). Intervals then tell only "
+            "what other test images would change: the same training with another seed gives "
+            "another number, and nothing here says how different."
         )
     return (
-        f"Accuracies are means over {seeds} training runs (seeds), with the lowest and the highest "
-        "in brackets."
+        f"Accuracies are means over {seeds} training runs (seeds). Intervals tell what other test "
+        "images and other seeds would change."
     )
+
+
+def no_difference(difference: Estimate) -> str:
+    """What a difference leaves open whose interval contains 0."""
+    return (
+        f"no difference is shown: the interval, {interval(difference.interval)} points, contains "
+        f"0; a difference of more than {percent(difference.excluded)} points can be excluded"
+    )
+
+
+def difference_size(difference: Estimate) -> str:
+    """A difference without its sign: 3.4 points."""
+    return f"{points(100 * abs(difference.value)).lstrip('+')} points"
 
 
 def _gap(queries: Queries) -> str:
@@ -88,22 +133,21 @@ def _gap(queries: Queries) -> str:
     )
 
 
-def _finding(results: Results, queries: Mapping[str, Queries], split: SplitResult) -> str:
-    control = results.controls.get(split.name)
-    full, random = (
-        None if name is None else _over_tests(results.splits[name], split.near)
-        for name in (results.full, control)
-    )
-    mine = _over_tests(split, split.near)
+def _finding(
+    results: Results, models: Models, queries: Mapping[str, Queries], split: SplitResult
+) -> str:
     without = (
         f"Without the {count(split.rows - split.kept)} pool images "
         f"({_share(split.rows - split.kept, split.rows)}) {_nearness(queries, split.near)}, "
     )
     average = "accuracy on" if len(split.near) == 1 else "mean accuracy over"
     subject = f"{average} {enumerate_names(split.near)}"
-    if full is None:
-        return without + f"{subject} is {_said(mine)}{_against_control(mine, random)}"
-    return without + subject + _change(mine, full) + _against_control(mine, random)
+    mine = _over_tests(models.accuracy(split.name, test) for test in split.near)
+    assert mine is not None, "it was evaluated on all of them"
+    full, control = results.full_of(split.name), results.controls.get(split.name)
+    return f"{without}{subject}{_change(models, split, full, mine)}" + _against_control(
+        models, split, control, mine
+    )
 
 
 def _share(part: int, whole: int) -> str:
@@ -120,34 +164,51 @@ def _nearness(queries: Mapping[str, Queries], tests: Sequence[str]) -> str:
     return f"that are closer to an image of {name} than its threshold"
 
 
-def _over_tests(split: SplitResult, tests: Sequence[str]) -> Score:
-    return mean_score([split.scores[test] for test in tests])
+def _over_tests(estimates: Iterable[Estimate | None]) -> Estimate | None:
+    """The mean over test sets, if all are there."""
+    found = list(estimates)
+    there = [one for one in found if one is not None]
+    same_seeds = len({len(one.by_seed) for one in there}) == 1
+    return mean_estimate(there) if len(there) == len(found) and same_seeds else None
 
 
-def _change(mine: Score, full: Score) -> str:
-    change = 100 * (mine.mean - full.mean)
-    by = f"{points(change)[1:]} points"
-    how = {"rise": f"rises by {by}", "fall": f"falls by {by}", "same": "hardly changes"}
-    return f" {how[direction(change)]}, from {_said(full)} to {_said(mine)}"
+def _between(
+    models: Models, split: SplitResult, other: str | None
+) -> tuple[Estimate, Estimate] | None:
+    """The other split's accuracy, and how much better this one's is."""
+    if other is None:
+        return None
+    theirs = _over_tests(models.accuracy(other, test) for test in split.near)
+    more = _over_tests(models.difference(split.name, other, test) for test in split.near)
+    return None if theirs is None or more is None else (theirs, more)
 
 
-def _against_control(mine: Score, random: Score | None) -> str:
-    if random is None:
+def _change(models: Models, split: SplitResult, full: str | None, mine: Estimate) -> str:
+    found = _between(models, split, full)
+    if found is None:
+        return f" is {_said(mine)}"
+    theirs, more = found
+    how = {"rise": "rises", "fall": "falls", "same": "hardly changes"}[direction(100 * more.value)]
+    by = "" if how == "hardly changes" else f" by {difference_size(more)}"
+    if more.shows_nothing:
+        how, by = "does not clearly change", f" (interval {interval(more.interval)} points)"
+    return f" {how}{by}, from {_said(theirs)} to {_said(mine)}"
+
+
+def _against_control(
+    models: Models, split: SplitResult, control: str | None, mine: Estimate
+) -> str:
+    found = _between(models, split, control)
+    if found is None:
         return "; no model was trained on a random sample of the same size to compare it with."
-    more = 100 * (random.mean - mine.mean)
-    compared = {
-        "rise": f"{points(more)[1:]} points more",
-        "fall": f"{points(more)[1:]} points less",
-        "same": "the same to a tenth of a point",
-    }[direction(more)]
-    sentence = f"; a random sample of the same size gives {_said(random)}, {compared}."
-    if len(mine.by_seed) == 1:
-        return sentence
-    overlap = "overlap" if mine.overlaps(random) else "do not overlap"
-    return f"{sentence} The seeds' ranges of the two {overlap}."
+    theirs, more = found
+    sentence = f"; a random sample of the same size gives {_said(theirs)}: "
+    if more.shows_nothing:
+        return f"{sentence}{no_difference(more)}."
+    word = "less" if more.value < 0 else "more"
+    size = difference_size(more)
+    return f"{sentence}the pruned split has {size} {word} (interval {interval(more.interval)})."
 
 
-def _said(score: Score) -> str:
-    if len(score.by_seed) == 1:
-        return f"{percent(score.mean)}%"
-    return f"{percent(score.mean)}% ({percent(score.low)}{DASH}{percent(score.high)})"
+def _said(found: Estimate) -> str:
+    return f"{percent(found.value)}%"

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from hpc.files import write_text
 from hpc.stage import Context, OutputError, Recipe, Task, reference
-from hpc.worker import code_version
+from hpc.words import count
 from pipeline import artifacts
 from pipeline.layout import POOL, Layout
 from pipeline.sections import Experiment
-from pipeline.sources import pool_groups
-
-_PACKAGES = ("simgap", "torch", "open_clip_torch", "numpy", "submitit")
+from pipeline.sources import file_identity, pool_groups
 
 
 @dataclass(frozen=True)
@@ -26,7 +20,7 @@ class Report:
     run_layout: Layout
     experiment: Experiment
     name: str = "report"
-    version: int = 1
+    version: int = 2
 
     def tasks(self) -> list[Task]:
         """One page from everything before it."""
@@ -44,51 +38,52 @@ class Report:
             for seed in study.seeds
             for test in study.tests
         ]
-        settings = {**study.report.model_dump(), "name": study.name}
+        settings = {
+            **study.report.model_dump(exclude={"baselines"}, exclude_none=True),
+            "name": study.name,
+        }
+        if study.report.baselines:
+            settings["baselines"] = file_identity(study.report.baselines)
         return [
             Task(
                 name="index",
                 recipe=Recipe(settings=settings, inputs=tuple(inputs)),
-                outputs=(self.run_layout.report,),
+                outputs=(self.run_layout.report, self.run_layout.figures),
             )
         ]
 
     def check(self, task: Task, digest: str) -> dict[str, str]:
-        """See that the page is whole and was made for the digest."""
-        page = task.outputs[0]
+        """See that the page is whole, was made for the digest, and has its figures beside it."""
+        from pipeline.report import files_named
+
+        page, figures = task.outputs
         try:
             text = page.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise OutputError(f"{page}: can't be read: {error}") from error
         if not text.endswith(_ending(digest)):
             raise OutputError(f"{page}: not the whole page of digest {digest}")
-        return {"": artifacts.hash_file(page)}
+        files = [page, *sorted(figures.iterdir() if figures.is_dir() else ())]
+        if not all((figures / name).is_file() for name in files_named(text)):
+            raise OutputError(f"{figures}: not all the figures that {page.name} names")
+        return {"": artifacts.fingerprint({one.name: artifacts.hash_file(one) for one in files})}
 
     def run(self, task: Task, context: Context) -> dict[str, Any]:
-        """Write the page."""
-        from pipeline.report import build_report
+        """Write the page and its figures.
 
-        page = build_report(self.experiment, self.run_layout, self._provenance())
-        write_text(task.outputs[0], page + _ending(context.digest))
-        return {"bytes": len(page)}
+        Raises:
+            OutputError: a part of the study is missing, or can't be read.
+        """
+        from pipeline.report import build_report, program_facts, write_report
 
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "Experiment": str(self.run_layout.experiment),
-            "Made": time.strftime("%Y-%m-%d %H:%M"),
-            "Machine": platform.node(),
-            "Code": code_version() or "not under version control",
-            "Versions": [f"{name} {_version(name)}" for name in _PACKAGES]
-            + [f"Python {platform.python_version()}"],
-        }
+        run = self.run_layout
+        page = build_report(self.experiment, run, program_facts(run))
+        if page.missing:
+            more = f" and {count(len(page.missing) - 1, 'other part')}" if page.missing[1:] else ""
+            raise OutputError(f"missing: {page.missing[0]}{more}")
+        write_report(page, task.outputs[0], _ending(context.digest))
+        return {"bytes": len(page.text), "files": len(page.files)}
 
 
 def _ending(digest: str) -> str:
     return f"\n<!-- simgap digest {digest} -->\n"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

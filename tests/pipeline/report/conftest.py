@@ -39,13 +39,15 @@ class Study:
     tests: dict[str, Any] = field(default_factory=lambda: {"photo": {}, "sketch": {}})
     splits: dict[str, Any] = field(default_factory=lambda: dict(SPLITS))
     trained: list[str] | None = None
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     per_class: int = 20
     """Images of each class in a test set."""
     per_tar: int = 30
     tars: int = 3
     """The first embeddings file of the pool holds two tars, each other one."""
     gallery: int = 4
+    chance: dict[str, float] = field(default_factory=lambda: dict(CHANCE))
+    """How often the models of each split are right."""
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     @property
@@ -215,7 +217,7 @@ class Study:
         """Predictions; the first image of the set could not be read."""
         found = artifacts.read(self.layout.embeddings(test, 0), artifacts.EMBEDDINGS)
         keys, labels = found.text("key"), np.array(found["label"])[1:]
-        hit = self.random.random(len(labels)) < CHANCE.get(split, 0.7)
+        hit = self.random.random(len(labels)) < self.chance.get(split, 0.7)
         guess = np.where(hit, labels, (labels + 1) % 3)
         order = self.random.permutation(len(labels))
         by_class = [float(hit[labels == label].mean()) for label in range(3)]

@@ -55,7 +55,7 @@ def browse(page: Path, width: int) -> tuple[str, str]:
 def test_browser_has_nothing_to_complain_of_and_shows_every_picture(
     study: Study, tmp_path: Path
 ) -> None:
-    html = build_report(study.experiment, study.layout, {})
+    html = build_report(study.experiment, study.layout, {}).text
     page = tmp_path / "index.html"
     page.write_text(html, encoding="utf-8")
     _, said = browse(page, 1200)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from pipeline import artifacts
-from pipeline.report import build_report
-from pipeline.report.words import ABSENT, DASH, points
+from pipeline.report import Page, build_report
+from pipeline.report.words import ABSENT, DASH, MINUS, points
 from tests.pipeline.report.conftest import SPLITS, Study
 from tests.pipeline.report.parsed import Element, parse
 
@@ -17,12 +20,17 @@ Make = Callable[..., Study]
 
 
 def page_of(study: Study) -> Element:
-    return parse(build_report(study.experiment, study.layout, {}))
+    return parse(build_report(study.experiment, study.layout, {}).text)
 
 
 @pytest.fixture(scope="module")
-def page(study: Study) -> Element:
-    return page_of(study)
+def made(study: Study) -> Page:
+    return build_report(study.experiment, study.layout, {})
+
+
+@pytest.fixture(scope="module")
+def page(made: Page) -> Element:
+    return parse(made.text)
 
 
 def accuracies(study: Study, split: str, test: str) -> list[float]:
@@ -38,25 +46,75 @@ def findings(page: Element) -> list[str]:
     return [p.text for p in page.all("p") if p.attributes.get("class") in ("lead", "more")]
 
 
-def test_table_of_accuracies(study: Study, page: Element) -> None:
-    header, *rows = page.one("section", id="accuracy").one("table").rows()
+def table_of(page: Element) -> list[list[str]]:
+    return next(page.one("section", id="accuracy").all("table")).rows()
+
+
+def csv_of(made: Page, name: str) -> list[dict[str, str]]:
+    """A table's or a figure's CSV."""
+    tables = {**made.tables, **{f"{plot.name}.csv": plot.csv.encode() for plot in made.plots}}
+    return list(csv.DictReader(io.StringIO(tables[name].decode())))
+
+
+def test_table_of_accuracies(study: Study, made: Page, page: Element) -> None:
+    header, *rows = table_of(page)
     assert header == ["Split", "Images", "photo", "sketch"]
     table = {row[0]: row[1:] for row in rows}
     assert list(table) == list(SPLITS)
-    full, near, control = ({t: accuracies(study, s, t) for t in study.tests} for s in SPLITS)
+    numbers = {(r["split"], r["test"], r["compared_with"]): r
+               for r in csv_of(made, "accuracy.csv")}  # fmt: skip
+
+    def told(split: str, test: str, other: str) -> str:
+        found = numbers[split, test, other]
+        low, high = 100 * float(found["low"]), 100 * float(found["high"])
+        same = "≈ " if low <= 0 <= high else ""
+        change = 100 * (float(found["value"]))
+        assert change == pytest.approx(
+            np.mean(accuracies(study, split, test)) - np.mean(accuracies(study, other, test))
+        )
+        return f"{same}{points(change)} {points(low)} to {points(high)}"
+
     for column, test in enumerate(study.tests, start=1):
-        means = [np.mean(one[test]) for one in (full, near, control)]
-        spread = [
-            f"{min(one[test]):.1f}{DASH}{max(one[test]):.1f}" for one in (full, near, control)
-        ]
-        assert table["full"][column] == f"{means[0]:.1f} {spread[0]}"
-        assert table["sketch-pruned"][column] == (
-            f"{means[1]:.1f} {spread[1]} full {points(means[1] - means[0])} "
-            f"control {points(means[1] - means[2])}"
-        )
-        assert table["sketch-control"][column] == (
-            f"{means[2]:.1f} {spread[2]} full {points(means[2] - means[0])}"
-        )
+        for split in SPLITS:
+            found = numbers[split, test, ""]
+            assert [100 * float(one) for one in found["seeds"].split()] == pytest.approx(
+                accuracies(study, split, test)
+            )
+            ends = [f"{100 * float(found[end]):.1f}" for end in ("low", "high")]
+            expected = f"{np.mean(accuracies(study, split, test)):.1f} {ends[0]} to {ends[1]}"
+            if split != "full":
+                expected += f" full {told(split, test, 'full')}"
+            if split == "sketch-pruned":
+                expected += f" control {told(split, test, 'sketch-control')}"
+            assert table[split][column] == expected
+
+
+def test_intervals_are_those_of_the_formulas(study: Study, made: Page) -> None:
+    """From the logits: Student's t with 2 degrees of freedom, and half widths in squares."""
+    rows = csv_of(made, "accuracy.csv")
+    (found,) = [r for r in rows if (r["split"], r["test"], r["compared_with"])
+                == ("sketch-pruned", "sketch", "sketch-control")]  # fmt: skip
+    mine, theirs = (correct_by_key(study, s, "sketch") for s in ("sketch-pruned", "sketch-control"))
+    difference = mine - theirs
+    by_seed = difference.mean(axis=1)
+    reach = 4.302653 * by_seed.std(ddof=1) / np.sqrt(3)
+    assert float(found["seeds_low"]) == pytest.approx(by_seed.mean() - reach, abs=1e-6)
+    assert float(found["seeds_high"]) == pytest.approx(by_seed.mean() + reach, abs=1e-6)
+    error = difference.mean(axis=0).std() / np.sqrt(difference.shape[1])
+    images = (float(found["images_high"]) - float(found["images_low"])) / 2
+    assert images == pytest.approx(1.96 * error, rel=0.05)
+    above = float(found["images_high"]) - float(found["value"])
+    assert float(found["high"]) - float(found["value"]) == pytest.approx(np.hypot(above, reach))
+
+
+def correct_by_key(study: Study, split: str, test: str) -> np.ndarray:
+    """(seeds, images) in the order of the keys."""
+    rows = []
+    for seed in study.seeds:
+        found = artifacts.read(study.layout.evaluation(split, seed, test), artifacts.EVALUATION)
+        order = np.argsort(found["key"])
+        rows.append((found["logits"].argmax(1) == found["label"])[order].astype(float))
+    return np.stack(rows)
 
 
 def test_sizes_of_splits(study: Study, page: Element) -> None:
@@ -66,7 +124,7 @@ def test_sizes_of_splits(study: Study, page: Element) -> None:
     ]
     flags = np.concatenate(near)
     kept = int((~flags[:, 1]).sum())
-    table = {row[0]: row[1] for row in page.one("section", id="accuracy").one("table").rows()}
+    table = {row[0]: row[1] for row in table_of(page)}
     assert table["full"] == "90 100.0%"
     assert table["sketch-pruned"] == f"{kept} {100 * kept / 90:.1f}%"
     rows = next(page.one("section", id="data").all("table")).rows()
@@ -106,7 +164,7 @@ def test_similarities_are_those_of_the_nearest_images(
 
     cards = list(page.one("section", id="gallery").all("ol"))[place]
     shown = [[b.text for b in card.all("b")] for card in cards.all("li")]
-    order = np.argsort(pool, kind="stable")[[0, 20, 39, 59]]
+    order = even_steps(pool, 4)
     assert shown == [[f"{reference[i]:.3f}", f"{pool[i]:.3f}"] for i in order]
     thresholds = next(page.one("section", id="data").all("table")).rows()
     shown_thresholds = next(row for row in thresholds if row[0] == test)
@@ -115,16 +173,23 @@ def test_similarities_are_those_of_the_nearest_images(
     )
 
 
-def test_accuracy_by_similarity_counts_every_evaluated_image(study: Study, page: Element) -> None:
-    table = list(page.one("section", id="by-similarity").all("table"))[1]
-    header, *bins = table.rows()
-    assert header[2:] == ["full, %", "sketch-pruned, %", "sketch-control, %"]
-    images = np.array([int(row[1]) for row in bins])
+def even_steps(values: np.ndarray, count: int) -> list[int]:
+    """The value nearest to each of some even steps, each taken once, highest first."""
+    left, taken = list(range(len(values))), []
+    for step in np.linspace(values.max(), values.min(), count):
+        taken.append(min(left, key=lambda i: (abs(values[i] - step), i)))
+        left.remove(taken[-1])
+    return sorted(taken, key=lambda i: -values[i])
+
+
+def test_accuracy_by_similarity_counts_every_evaluated_image(study: Study, made: Page) -> None:
+    rows = [r for r in csv_of(made, "accuracy-by-similarity-sketch.csv")
+            if r["split"] == "sketch-pruned"]  # fmt: skip
+    images = np.array([int(row["images"]) for row in rows])
     assert images.sum() == 59
-    column = header.index("sketch-pruned, %")
-    means = np.array([float(row[column].split()[0]) for row in bins])
+    means = np.array([float(row["accuracy"]) for row in rows])
     expected = np.mean(accuracies(study, "sketch-pruned", "sketch"))
-    assert (images * means).sum() / 59 == pytest.approx(expected, abs=0.05)
+    assert 100 * (images * means).sum() / 59 == pytest.approx(expected)
 
 
 def test_classes_that_lose_and_gain(study: Study, page: Element) -> None:
@@ -146,26 +211,34 @@ def test_finding_with_several_seeds(study: Study, page: Element) -> None:
     full, near, control = (accuracies(study, split, "sketch") for split in SPLITS)
     fall = np.mean(full) - np.mean(near)
     assert f"accuracy on sketch falls by {fall:.1f} points, from {np.mean(full):.1f}%" in finding
-    assert f"({min(near):.1f}{DASH}{max(near):.1f})" in finding
     assert f"random sample of the same size gives {np.mean(control):.1f}%" in finding
-    assert finding.endswith("The seeds' ranges of the two do not overlap.")
-    assert "means over 2 training runs (seeds)" in page.one("header").text
+    less = np.mean(control) - np.mean(near)
+    assert f"the pruned split has {less:.1f} points less (interval {MINUS}" in finding
+    assert "means over 3 training runs (seeds)" in page.one("header").text
 
 
-def test_one_seed_is_called_no_error_bar(make: Make) -> None:
+def test_one_seed_is_never_the_truth(make: Make) -> None:
     page = page_of(make(seeds=(3,), gallery=0))
-    assert "One seed is no error bar" in page.one("header").text
-    assert "range" not in findings(page)[0]
+    assert "a single training run (one seed)" in page.one("header").text
+    assert "nothing here says how different" in page.one("header").text
     assert "one seed" in page.one("caption", id="accuracy-caption").text
-    assert not list(page.one("section", id="accuracy").one("tbody").rows()[0][2].split())[1:]
+    intervals = list(page.one("section", id="accuracy").all("table"))[1].rows()
+    assert [row[5] for row in intervals[1:]] == ["one seed"] * 6
+
+
+def test_no_difference_is_said_as_such(make: Make) -> None:
+    study = make(gallery=0, chance=dict.fromkeys(SPLITS, 0.7))
+    (finding,) = findings(page_of(study))
+    assert "accuracy on sketch does not clearly change" in finding
+    assert "no difference is shown: the interval" in finding
+    assert re.search(r"a difference of more than \d+\.\d points can be excluded\.$", finding)
 
 
 def test_without_a_control_none_is_claimed(make: Make) -> None:
     splits = {name: SPLITS[name] for name in ("full", "sketch-pruned")}
     page = page_of(make(splits=splits, gallery=0))
     assert "no model was trained on a random sample of the same size" in findings(page)[0]
-    section = page.one("section", id="accuracy").one("tbody").text
-    assert "control" not in section
+    assert "control" not in " ".join(cell for row in table_of(page) for cell in row)
     assert "full (baseline)" in page.one("section", id="classes").text
 
 
@@ -175,7 +248,7 @@ def test_without_a_full_split_the_control_remains(make: Make) -> None:
     finding = findings(page_of(study))[0]
     near = np.mean(accuracies(study, "sketch-pruned", "sketch"))
     assert f"accuracy on sketch is {near:.1f}%" in finding
-    assert "points more" in finding
+    assert "points less" in finding
 
 
 def test_without_a_pruned_split_the_gap_is_told(make: Make) -> None:
@@ -202,5 +275,5 @@ def test_split_for_several_sets_and_a_fixed_threshold(make: Make) -> None:
 def test_nothing_trained_yet_still_makes_a_page(make: Make) -> None:
     page = page_of(make(trained=[], gallery=2))
     assert "seed" not in page.one("header").text
-    rows = page.one("section", id="accuracy").one("table").rows()
+    rows = table_of(page)
     assert [row[2:] for row in rows[1:]] == [[ABSENT, ABSENT]] * 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.report.figures import short_count
 from pipeline.report.similarity import Neighbours
 from pipeline.report.statistics import (
     BIN_WIDTHS,
@@ -16,7 +15,15 @@ from pipeline.report.statistics import (
     spearman,
     spread_over,
 )
-from pipeline.report.words import ABSENT, MINUS, direction, enumerate_names, percent, points
+from pipeline.report.words import (
+    ABSENT,
+    MINUS,
+    direction,
+    enumerate_names,
+    percent,
+    points,
+    short_count,
+)
 
 
 def test_correlation_of_the_papers_sketch_figure() -> None:
@@ -58,11 +65,12 @@ def test_bins_get_narrower_only_where_images_crowd() -> None:
     assert bin_width(np.array([0.5] * 3)) == BIN_WIDTHS[0]
 
 
-def test_gallery_spreads_over_the_range_and_breaks_ties_by_position() -> None:
+def test_gallery_goes_from_near_to_far_and_breaks_ties_by_position() -> None:
     values = np.array([0.9, 0.1, 0.5, -np.inf, 0.1])
-    assert spread_over(values, 3) == [1, 2, 0]
+    assert spread_over(values, 3) == [0, 2, 1]
     assert spread_over(values, 1) == [2]
-    assert spread_over(values, 9) == [1, 4, 2, 0]
+    assert spread_over(values, 9) == [0, 2, 1, 4]
+    assert spread_over(np.array([0.0, 0.01, 0.02, 0.9, 1.0]), 3) == [4, 3, 0]
     assert spread_over(values, 0) == []
     assert spread_over(np.array([-np.inf]), 3) == []
 
