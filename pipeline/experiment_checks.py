@@ -40,7 +40,13 @@ def faults_of(experiment: Experiment, *, without_data: bool = False) -> Iterator
     if missing and experiment.get_data:
         yield (), f"to get the data: {experiment.get_data}"
     if missing and without_data:
-        yield (), "to plan without the data: give the `size` of the pool and of each image set"
+        yield (
+            (),
+            (
+                "to plan without the data: give the `size` of the pool and of each image set, with "
+                "`classes` where its class list is not there"
+            ),
+        )
 
 
 def _name_faults(experiment: Experiment) -> Iterator[Fault]:
@@ -215,7 +221,6 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
     sets |= {("tests", name): test for name, test in experiment.tests.items()}
     for where, images in sets.items():
         if images.planned:
-            yield from _planned_faults(where, images)
             continue
         if not images.images.is_dir():
             yield (*where, "images"), f"no such folder: {images.images}"
@@ -225,13 +230,6 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
     pretrained = experiment.embedder.pretrained
     if looks_like_file(pretrained) and not Path(pretrained).is_file():
         yield ("embedder", "pretrained"), f"no such file: {pretrained}"
-
-
-def _planned_faults(where: YamlPath, images: ImageSet) -> Iterator[Fault]:
-    """What is missing to plan with an image set that is not there."""
-    listed = isinstance(images.classes, str) or (images.classes and images.classes.is_file())
-    if not listed and images.size and images.size.classes is None:
-        yield (*where, "size", "classes"), "required, for neither folder nor class list is there"
 
 
 def _model_faults(experiment: Experiment) -> Iterator[Fault]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpc.plan import Assessment, StagePlan
 from hpc.stage import Resources
-from pipeline.amounts import NOTHING, Amount, largest, total
+from pipeline.amounts import NOTHING, Amount, largest, total, unknown
 from pipeline.estimate import Work, work_of
 from pipeline.sizes import Sizes
 from pipeline.speeds import Speeds
@@ -105,8 +105,11 @@ class _Stage:
     written: list[Amount] = field(default_factory=list)
     stored: list[Amount] = field(default_factory=list)
 
-    def add(self, task: str, work: Work) -> None:
+    def add(self, task: str, work: Work | None) -> None:
         """Add a task."""
+        if work is None:
+            self.seconds[task] = unknown(f"an estimate of the stage {self.plan.stage}")
+            return
         steps = self.pace.steps(work)
         self.seconds[task] = largest(steps.values())
         if steps:
@@ -179,7 +182,7 @@ def forecast(
         stage = _Stage(plan, _Pace(plan.resources, speeds, measured))
         for task in (task for element in plan.elements for task in element):
             work = work_of(plan.stage, task, sizes)
-            stage.add(task, work or Work(units=NOTHING, unit=""))
+            stage.add(task, work)
         found.append(stage.forecast())
     return found
 

@@ -14,6 +14,17 @@ from pipeline.speeds import SPEEDS, Speeds
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
+_USERS = {
+    "embed": {"embed"},
+    "cluster": {"cluster", "assign"},
+    "scan": {"dedup", "reference", "scan"},
+    "mask": {"mask"},
+    "train": {"train"},
+    "evaluate": {"evaluate"},
+    "decode": {"embed", "train", "evaluate"},
+}
+"""The stages that a section of speeds is for; all of them for one that is not here."""
+
 
 @dataclass(frozen=True)
 class ForecastView:
@@ -80,9 +91,9 @@ class ForecastView:
                 "'up to': how many images a split keeps is not known before its mask is made; the "
                 "most that it can keep counts (give expect.kept to say less)"
             )
-        if missing := sorted(total(amounts).missing):
+        if missing := total(amounts).missing:
             yield "unknown until these are given:"
-            yield from (f"  {self._place(key)}" for key in missing)
+            yield from dict.fromkeys(f"  {self._place(key)}" for key in sorted(missing))
 
     def _disk_note(self) -> str:
         needed = total(self.disk.values())
@@ -100,7 +111,10 @@ class ForecastView:
         if any(one.limit == MEASURED for one in self.stages):
             done = ", ".join(one.stage for one in self.stages if one.limit == MEASURED)
             yield f"speed of {done}: as fast as this run's finished tasks"
+        stages = {one.stage for one in self.stages if one.limit != MEASURED}
         for section, values in self.speeds.sections.items():
+            if not stages & _USERS.get(section, stages):
+                continue
             told = ", ".join(f"{key} {values[key]:,}" for key in SPEEDS[section] if key in values)
             source = self.speeds.source(section)
             yield f"speeds.{section}: {told}{f' ({source})' if source else ''}"
@@ -108,6 +122,8 @@ class ForecastView:
     def _place(self, key: str) -> str:
         if key.startswith("speeds."):
             return f"{key} in the profile {self.profile}"
+        if key.startswith("tests."):
+            key = f"tests.*.{key.split('.', 2)[2]}"
         return key if " " in key else f"{key} in the experiment"
 
     def values(self) -> dict[str, object]:

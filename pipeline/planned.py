@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.data.classes import ClassList
-    from pipeline.sections import Data, Experiment, SetSize
+    from pipeline.sections import Data, Experiment, ImageSet, SetSize
 
 
 def without_missing_data(experiment: Experiment) -> Experiment:
@@ -21,13 +21,21 @@ def without_missing_data(experiment: Experiment) -> Experiment:
     pool, reference = experiment.pool, experiment.reference
     if pool.size and not _is_there(pool):
         pool = pool.as_planned()
-    if reference.size and not reference.images.is_dir():
+    if _can_be_planned(reference):
         reference = reference.as_planned()
     tests = {
-        name: test.as_planned() if test.size and not test.images.is_dir() else test
+        name: test.as_planned() if _can_be_planned(test) else test
         for name, test in experiment.tests.items()
     }
     return experiment.model_copy(update={"pool": pool, "reference": reference, "tests": tests})
+
+
+def _can_be_planned(images: ImageSet) -> bool:
+    """Whether the images are not there, and how many there are of how many classes is known."""
+    if images.size is None or images.images.is_dir():
+        return False
+    listed = isinstance(images.classes, str) or (images.classes and images.classes.is_file())
+    return bool(listed) or images.size.classes is not None
 
 
 def _is_there(pool: Any) -> bool:

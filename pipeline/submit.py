@@ -6,6 +6,7 @@ python -m pipeline.submit experiments/mini.yaml
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import signal
 import socket
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hpc.profile import Profile
     from hpc.queued import RunQueue
     from hpc.stage import Stage
+    from pipeline.forecast_view import ForecastView
 
 SLURMS_OWN_MAX_ARRAY_SIZE = 1001
 _EPILOG = """\
@@ -96,7 +98,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--sbatch", type=Path, metavar="DIR", help="write scripts for sbatch and submit nothing"
     )
-    made.add_argument("--dry-run", action="store_true", help="say what would run and why")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would run and why, and what it would take: GPU-hours, time, bytes",
+    )
+    made.add_argument(
+        "--json", action="store_true", help="with --dry-run: what it would take, for programs"
+    )
     made.add_argument(
         "--verify",
         action="store_true",
@@ -141,6 +150,8 @@ def _submit(arguments: argparse.Namespace) -> int:
     from pipeline.layout import find
     from pipeline.stages import stages_of
 
+    if arguments.json and not arguments.dry_run:
+        raise ValueError("--json tells what a submission would take: expected --dry-run with it")
     path = find("experiments", arguments.experiment)
     experiment = load_experiment(path, arguments.overrides, without_data=arguments.dry_run)
     profile = load_profile(find("slurm_templates", arguments.profile), NAMES, SPEEDS)
@@ -157,8 +168,16 @@ def _submit(arguments: argparse.Namespace) -> int:
     layout = Layout(experiment.run)
     if arguments.dry_run:
         assessed = assess(stages, Ledger(layout.run), thorough=arguments.verify)
+        view = _forecast(assessed, experiment, profile, cluster)
+        if arguments.json:
+            print(json.dumps(view.values(), indent=2))
+            return 0
         _explain(assessed, queued_tasks(layout.run), layout)
-        _forecast(assessed, experiment, profile, cluster)
+        if view.stages:
+            print(
+                f"\nIt would take, with the profile {profile.name} (without start-up and queues):"
+            )
+            view.show()
         return 0
     submission = Submission(arguments, cluster, profile, experiment, path, Log(layout.log))
     with alone(layout.run, patience=60 if cluster == "slurm" else 0):
@@ -381,8 +400,8 @@ def _explain(assessed: Mapping[str, Any], queued: int, layout: Any) -> None:
 
 def _forecast(
     assessed: Mapping[str, Assessment], experiment: Any, profile: Profile, cluster: str
-) -> None:
-    """Print what it would take."""
+) -> ForecastView:
+    """What it would take."""
     from hpc import slurm
     from hpc.plan import DONE
     from hpc.submission import slurm_stages
@@ -392,8 +411,6 @@ def _forecast(
     from pipeline.speeds import Speeds
 
     todo = {name: item for name, item in assessed.items() if item.state != DONE}
-    if not todo:
-        return
     if cluster == "slurm":
         try:
             size = slurm.max_array_size()
@@ -404,9 +421,8 @@ def _forecast(
         plans = _local_stages(todo, profile, cluster)
     speeds, run = Speeds(profile.speeds), experiment.run
     found = forecast(assessed, plans, Sizes(experiment, assessed), speeds)
-    print(f"\nIt would take, with the profile {profile.name} (without start-up and queues):")
     disk = disk_needed(found, assessed, run)
-    ForecastView(found, disk, run, profile.name, speeds).show()
+    return ForecastView(found, disk, run, profile.name, speeds)
 
 
 if __name__ == "__main__":

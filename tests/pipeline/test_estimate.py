@@ -299,6 +299,31 @@ def test_the_dry_run_tells_hours_bytes_and_what_is_unknown(
     assert not Path("runs").exists()
 
 
+def test_the_dry_run_tells_programs_the_same(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("plan.yaml").write_text(yaml.safe_dump(values))
+    profile = _profile("{files: {read_gb: 1, write_gb: 1}}")
+    command = ["plan.yaml", "--profile", str(profile), "--json"]
+    assert submit.main([*command, "--dry-run"]) == 0
+    told = {one["stage"]: one for one in json.loads(capsys.readouterr().out)["stages"]}
+    assert told["embed"]["bytes_read"] == {
+        "value": POOL_BYTES + 800 + 500,
+        "at_most": False,
+        "unknown_without": [],
+    }
+    assert told["scan"]["seconds"]["unknown_without"] == ["speeds.scan.tflops"]
+    assert submit.main(command) == 2
+    assert "expected --dry-run with it" in capsys.readouterr().err
+
+
+def test_a_stage_without_an_estimate_is_unknown_and_not_free(values: dict[str, Any]) -> None:
+    sizes = _sizes(values)
+    plan = StagePlan(stage="other", resources=Resources(), elements=[["x"]], at_once=1)
+    (found,) = forecast(sizes.assessed, [plan], sizes, Speeds({}))
+    assert found.seconds.missing == {"an estimate of the stage other"}
+
+
 def test_nothing_to_forecast_is_not_forecast(
     values: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

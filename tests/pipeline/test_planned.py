@@ -98,7 +98,8 @@ def test_no_plan_is_made_of_a_planned_study(values: dict[str, Any]) -> None:
         ),
         ("pool", {"size": {"shards": 4}}, "pool.size.samples: required, but not there"),
         ("pool", {"size": SHARDS | {"byte": 1}}, "pool.size.byte: unknown key; did you mean 'bytes'?"),
-        ("reference", {"size": {"images": 5, "bytes": 5}}, "reference.size.classes: required"),
+        ("reference", {"size": {"images": 5, "bytes": 5}}, "reference.images: no such folder"),
+        ("reference", {"size": {"images": 5, "bytes": 5}}, "with `classes` where its class list is not there"),
         ("reference", {"size": {"images": -5, "bytes": 5}}, "reference.size.images: input should be"),
     ],
 )  # fmt: skip
