@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hpc.profile import Profile
     from hpc.queued import RunQueue
     from hpc.stage import Stage
-    from pipeline.forecast_view import ForecastView
 
 SLURMS_OWN_MAX_ARRAY_SIZE = 1001
 _EPILOG = """\
@@ -167,17 +166,14 @@ def _submit(arguments: argparse.Namespace) -> int:
     check_processes(stages, profile)
     layout = Layout(experiment.run)
     if arguments.dry_run:
+        from pipeline.dry_run import DryRun
+
         assessed = assess(stages, Ledger(layout.run), thorough=arguments.verify)
-        view = _forecast(assessed, experiment, profile, cluster)
+        dry_run = DryRun(experiment, assessed, profile, partial(_plans, cluster))
         if arguments.json:
-            print(json.dumps(view.values(), indent=2))
-            return 0
-        _explain(assessed, queued_tasks(layout.run), layout)
-        if view.stages:
-            print(
-                f"\nIt would take, with the profile {profile.name} (without start-up and queues):"
-            )
-            view.show()
+            print(json.dumps(dry_run.forecast().values(), indent=2))
+        else:
+            dry_run.show(queued_tasks(layout.run))
         return 0
     submission = Submission(arguments, cluster, profile, experiment, path, Log(layout.log))
     with alone(layout.run, patience=60 if cluster == "slurm" else 0):
@@ -376,53 +372,18 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _explain(assessed: Mapping[str, Any], queued: int, layout: Any) -> None:
-    """Print what would run, stage by stage, with reasons."""
-    from collections import Counter
-
-    todo = [item for item in assessed.values() if item.state != "done"]
-    done = len(assessed) - len(todo)
-    print(f"{layout.run}: {count(len(todo), 'task')} would run, {done:,} up to date")
-    if queued:
-        print(f"{queued} of them are in Slurm's queue already and would not be submitted again")
-    for stage in dict.fromkeys(item.stage for item in assessed.values()):
-        items = [item for item in assessed.values() if item.stage == stage]
-        reasons = Counter((item.state, item.reason) for item in items if item.state != "done")
-        done = sum(item.state == "done" for item in items)
-        print(f"{stage:<10} {len(items) - done:>6} to run {done:>6} up to date")
-        for (state, reason), number in reasons.most_common(10):
-            example = next(i.task.name for i in items if (i.state, i.reason) == (state, reason))
-            others = f" and {number - 1} more" if number > 1 else ""
-            print(f"    {state}: {example}{others}: {reason}")
-        if len(reasons) > 10:
-            print(f"    and {len(reasons) - 10} other reasons")
-
-
-def _forecast(
-    assessed: Mapping[str, Assessment], experiment: Any, profile: Profile, cluster: str
-) -> ForecastView:
-    """What it would take."""
+def _plans(cluster: str, todo: Mapping[str, Assessment], profile: Profile) -> Sequence[StagePlan]:
+    """The jobs of a dry run."""
     from hpc import slurm
-    from hpc.plan import DONE
     from hpc.submission import slurm_stages
-    from pipeline.forecast import disk_needed, forecast
-    from pipeline.forecast_view import ForecastView
-    from pipeline.sizes import Sizes
-    from pipeline.speeds import Speeds
 
-    todo = {name: item for name, item in assessed.items() if item.state != DONE}
-    if cluster == "slurm":
-        try:
-            size = slurm.max_array_size()
-        except slurm.SlurmError:  # planned at a desk; on the login node it is asked again
-            size = SLURMS_OWN_MAX_ARRAY_SIZE
-        plans = slurm_stages(todo, profile, size)
-    else:
-        plans = _local_stages(todo, profile, cluster)
-    speeds, run = Speeds(profile.speeds), experiment.run
-    found = forecast(assessed, plans, Sizes(experiment, assessed), speeds)
-    disk = disk_needed(found, assessed, run)
-    return ForecastView(found, disk, run, profile.name, speeds)
+    if cluster != "slurm":
+        return _local_stages(todo, profile, cluster)
+    try:
+        size = slurm.max_array_size()
+    except slurm.SlurmError:  # planned at a desk; on the login node Slurm is asked again
+        size = SLURMS_OWN_MAX_ARRAY_SIZE
+    return slurm_stages(todo, profile, size)
 
 
 if __name__ == "__main__":

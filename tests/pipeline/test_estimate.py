@@ -417,3 +417,14 @@ def test_the_generic_profile_shows_every_speed() -> None:
     shown = yaml.safe_load(re.sub(r"^# ", "", text[text.index("# speeds:") :], flags=re.M))
     assert list(shown["speeds"]) == sorted(SPEEDS, key=list(shown["speeds"]).index)
     assert set(shown["speeds"]["files"]) == {*SPEEDS["files"], "source"}
+
+
+def test_jobs_that_cannot_run_here_are_told_after_what_would_run(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("plan.yaml").write_text(yaml.safe_dump(values))
+    Path("wide.yaml").write_text("defaults: {gpus: 999}")
+    assert submit.main(["plan.yaml", "--profile", "wide.yaml", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "tasks would run" in told
+    assert "Nothing can be said of what it would take: 999 GPUs a job are asked for" in told
