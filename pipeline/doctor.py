@@ -248,12 +248,26 @@ def _check_profile(profile: Any, cluster: str, experiment: Any) -> Iterator[Find
     from hpc.doctor import check_machine, check_slurm
     from hpc.room import this_machine
 
+    if experiment is not None and experiment.training is not None:
+        yield from _check_training(experiment.training, profile)
     if cluster != "slurm":
         yield from check_machine(profile, NAMES, this_machine())
         return
     yield from _check_processes(profile)
     yield from check_slurm(profile, NAMES)
     yield from _shared_paths(profile, experiment)
+
+
+def _check_training(training: Any, profile: Any) -> Iterator[Finding]:
+    """The batch of a step, and the parts of an epoch, with as many processes as the profile has."""
+    from hpc.doctor import FAULT, Finding
+    from pipeline.global_batch import check_training
+
+    try:
+        check_training(training, profile.resources("train"), profile.name)
+    except ValueError as error:
+        do = "mend the section `training` of the experiment, or nodes and processes of the profile"
+        yield Finding(verdict=FAULT, about="training", says=str(error), do=do)
 
 
 def _check_processes(profile: Any) -> Iterator[Finding]:

@@ -251,8 +251,12 @@ class Training(Section):
     epochs: Positive
     samples_per_epoch: Positive | None = None
     """Samples seen in an epoch; the size of the split if not given."""
-    batch_size: Positive
-    """Per process (GPU)."""
+    batch_size: Positive | None = None
+    """Per process (GPU); the share of `global_batch` if not given."""
+    global_batch: Positive | None = None
+    """Samples in one step of all processes: nodes x processes x batch_size x accum-freq."""
+    checkpoint_every: Positive | None = None
+    """Samples between checkpoints, if an epoch takes too long for one."""
     workers: Positive = 1
     """Data loading processes per GPU."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
@@ -266,6 +270,12 @@ class Training(Section):
     """Embeddings files whose kept samples one task writes; its tars are as even as can be."""
     options: dict[str, Any] = {}
     """Anything else that open_clip_train takes, by its own names."""
+
+    @model_validator(mode="after")
+    def _a_batch(self) -> Training:
+        if self.batch_size is None and self.global_batch is None:
+            raise ValueError("expected batch_size (of one process), or global_batch (of all)")
+        return self
 
 
 class Evaluation(Section):

@@ -146,6 +146,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     from hpc.profile import load_profile
     from hpc.submission import alone, check_processes, queued_tasks
     from pipeline.experiment import load_experiment
+    from pipeline.global_batch import check_training
     from pipeline.layout import find
     from pipeline.stages import stages_of
 
@@ -164,6 +165,8 @@ def _submit(arguments: argparse.Namespace) -> int:
         arguments.until = min(arguments.until, "evaluate", key=NAMES.index)
     stages = stages_of(experiment)[: NAMES.index(arguments.until) + 1]
     check_processes(stages, profile)
+    if experiment.training is not None:
+        check_training(experiment.training, profile.resources("train"), profile.name)
     layout = Layout(experiment.run)
     if arguments.dry_run:
         from pipeline.dry_run import DryRun

@@ -8,22 +8,32 @@ may be the work of many processes, which torch's environment variables (RANK, WO
 
 from __future__ import annotations
 
-import logging
-import math
+import argparse
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from pipeline.training_data import PIPE, StreamError, whole_samples
-from pipeline.training_options import arguments, parse, replaced
+from hpc.files import read_json, write_json
+from pipeline import training_preflight
+from pipeline.curve import NAME as CURVE
+from pipeline.curve import write_curve
+from pipeline.schedule import Schedule
+from pipeline.training_checkpoints import (
+    LATEST,
+    drop_redundant,
+    keep_one_before,
+    take_newest_whole,
+)
+from pipeline.training_data import StreamError
+from pipeline.training_log import Progress, Watcher, own_log
+from pipeline.training_options import arguments, parse
+from pipeline.training_order import NoBatchError, reproducible_data
 from pipeline.training_processes import check_device, joined, place
 
-if TYPE_CHECKING:
-    import torch
-
-Progress = Callable[[int, int], None]
+_DIVISION = "division.json"
+"""In a working folder: into how many parts its training cuts an epoch."""
 
 
 def train(
@@ -32,17 +42,19 @@ def train(
     shards: Sequence[Path | str],
     folder: Path,
     options: Mapping[str, object],
+    checkpoint_every: int | None = None,
     threads: int | None = None,
     on_progress: Progress | None = None,
     on_start: Callable[[], None] | None = None,
 ) -> Path:
-    """Train a CLIP model from scratch, or go on from its last whole epoch.
+    """Train a CLIP model from scratch, or go on from its last whole checkpoint.
 
     The same call with the same `folder` is the resume, after a kill at any instant; when the
     training had ended it returns at once. The order of the samples is a function of (seed, epoch),
     and on the CPU an uninterrupted training gives the same bits for the same number of threads.
-    What open_clip says goes to `folder`/out.log and not to the caller's log handlers. The random
-    generators of torch, numpy and Python are seeded anew.
+    What open_clip says goes to `folder`/out.log and not to the caller's log handlers, and the
+    course of the training to `folder`/curve.csv. The random generators of torch, numpy and Python
+    are seeded anew.
 
     In a job of several processes rank 0 alone looks whether there is anything to do, writes the
     checkpoint and reports progress. The others must make the same call once `on_start` was called,
@@ -56,17 +68,22 @@ def train(
         folder: the working folder of this training and no other.
         options: open_clip_train's options (see `training_options`); `train-num-samples`, the
             samples of an epoch, is required.
+        checkpoint_every: write a checkpoint after so many samples or somewhat fewer (see
+            `Schedule.cut`), not only after each epoch. It changes neither the schedule nor the
+            order of the samples; a training that has begun keeps the division it began with.
         threads: torch's threads while training; as they are if None.
         on_progress: called with (samples seen, samples in all) as often as open_clip_train logs.
         on_start: called on rank 0, once it is clear that there is something to train.
 
     Returns:
         The final checkpoint: a dict with epoch, name, state_dict, optimizer (and scaler). After a
-        training in several processes the weights' names begin with "module.", as open_clip expects.
+        training in several processes the weights' names begin with "module.", as open_clip expects;
+        of a training with parts, `epoch` counts those.
 
     Raises:
-        ValueError: for a wrong option, missing or too few shards, or a checkpoint in `folder` that
-            is unreadable or not of this training.
+        ValueError: for a wrong option, missing or too few shards, what else
+            `training_preflight.check` finds, or checkpoints in `folder` of which none is whole or
+            that are not of this training.
         FloatingPointError: if the loss is no longer a number.
         RuntimeError: if the device is absent, an epoch ended early, open_clip_train gave up, the
             command of a `pipe:` URL failed, or another process of the job is gone.
@@ -74,31 +91,140 @@ def train(
     values = parse(options)
     if values.train_num_samples is None:
         raise ValueError("train-num-samples, the samples of an epoch, is required")
+    if "::" in str(folder.absolute()):
+        raise ValueError(f"{folder}: open_clip_train can't write to a path with '::'")
     from pipeline.models import register_model, resolve_device
 
-    name, rank = register_model(model), place()[0]
-    check_device(resolve_device(values.device))
-    _check_shards(shards, values.workers)
+    name, device, rank = register_model(model), resolve_device(values.device), place()[0]
+    check_device(device)
     folder = folder.absolute()
-    if "::" in str(folder):
-        raise ValueError(f"{folder}: open_clip_train can't write to a path with '::'")
-    checkpoint = folder / "checkpoints" / "epoch_latest.pt"
-    if rank > 0 or _finished_epochs(checkpoint, values.epochs) < values.epochs:
-        if rank == 0 and on_start:
-            on_start()
+    schedule = schedule_in(folder, options, checkpoint_every)
+    checkpoint, told = folder / "checkpoints" / LATEST, list[str]()
+    if rank > 0 or (done := _finished(checkpoint, schedule, told)) < schedule.checkpoints:
+        if rank == 0:
+            training_preflight.check(
+                schedule=schedule, shards=shards, folder=folder, model=name, device=device,
+                values=values,
+            )  # fmt: skip
+            write_json(folder / _DIVISION, {"parts": schedule.parts})
+            told.insert(0, _heading(schedule, done))
+            if on_start:
+                on_start()
         log = folder / (f"out-{rank}.log" if rank else "out.log")
-        words = [*arguments(options), *_own_arguments(name, shards, folder)]
-        watcher = _Watcher(values.epochs, on_progress)
-        with joined(values.device), _threads(threads), _own_log(watcher, log), _reproducible_data():
+        watcher = Watcher(schedule, on_progress, None if rank else _on_part(log, schedule))
+        words = [*arguments(_in_parts(options, values, schedule)), *_own(name, shards, folder)]
+        with (
+            _curve_kept(log, schedule) if rank == 0 else nullcontext(),
+            joined(device),
+            _threads(threads),
+            own_log(watcher, log, told),
+            _own_trackers(folder),
+            reproducible_data(schedule),
+        ):
             _call(words, log)
-        if rank == 0 and _finished_epochs(checkpoint, values.epochs) != values.epochs:
+        if rank == 0 and _finished(checkpoint, schedule, told) != schedule.checkpoints:
             raise RuntimeError(f"{folder}: open_clip_train ended early; see {log}")
     if rank == 0:
-        _drop_redundant(checkpoint)
+        drop_redundant(checkpoint)
     return checkpoint
 
 
-def _own_arguments(model: str, shards: Sequence[Path | str], folder: Path) -> list[str]:
+def schedule_of(values: argparse.Namespace, processes: int) -> Schedule:
+    """The numbers of a training by open_clip_train's options."""
+    return Schedule(
+        samples=values.train_num_samples,
+        epochs=values.epochs,
+        batch_size=values.batch_size,
+        accumulated=values.accum_freq,
+        processes=processes,
+        workers=values.workers,
+    )
+
+
+def schedule_in(
+    folder: Path, options: Mapping[str, object], checkpoint_every: int | None
+) -> Schedule:
+    """The numbers of the training of a folder, in this job of so many processes.
+
+    Raises:
+        ValueError: as `train`, of options and of `checkpoint_every`.
+    """
+    return _divided(schedule_of(parse(options), place()[1]), checkpoint_every, folder)
+
+
+def _divided(schedule: Schedule, checkpoint_every: int | None, folder: Path) -> Schedule:
+    """In the parts with which the training began, or else is to begin."""
+    if (folder / _DIVISION).exists():
+        return schedule.divided(int(read_json(folder / _DIVISION)["parts"]))
+    if checkpoint_every is None or (folder / "checkpoints" / LATEST).exists():
+        return schedule
+    return schedule.cut(checkpoint_every)
+
+
+def _finished(checkpoint: Path, schedule: Schedule, told: list[str]) -> int:
+    """Parts that are done, by the newest whole checkpoint; what is set aside is told."""
+    before = len(told)
+    done = take_newest_whole(checkpoint.parent, schedule.checkpoints, told.append)
+    for words in told[before:]:
+        print(words, flush=True)  # into the job's log
+    return done
+
+
+def _heading(schedule: Schedule, done: int) -> str:
+    parts = f" in {schedule.parts} parts" if schedule.parts > 1 else ""
+    seen = f"goes on after {done * schedule.part_samples:,}" if done else "begins"
+    return (
+        f"simgap: {schedule.epochs} epochs of {schedule.epoch_samples:,} samples{parts}, "
+        f"{schedule.steps:,} steps of {schedule.global_batch:,} samples; {seen}"
+    )
+
+
+def _in_parts(
+    options: Mapping[str, object], values: argparse.Namespace, schedule: Schedule
+) -> dict[str, object]:
+    """Options by which open_clip_train takes each part for an epoch."""
+    if schedule.parts == 1:
+        return dict(options)
+    counted = {"epochs": values.epochs, "val-frequency": values.val_frequency}
+    if values.epochs_cooldown is not None:
+        counted["epochs-cooldown"] = values.epochs_cooldown
+    in_parts = {name: epochs * schedule.parts for name, epochs in counted.items()}
+    return {**options, **in_parts, "train-num-samples": schedule.part_samples}
+
+
+def _on_part(log: Path, schedule: Schedule) -> Callable[[int], None]:
+    """What rank 0 does when a part begins, after the checkpoint of the part before."""
+
+    def act(part: int) -> None:
+        keep_one_before(log.parent / "checkpoints", part)
+        write_curve(log, log.with_name(CURVE), schedule.epoch_samples)
+
+    return act
+
+
+@contextmanager
+def _curve_kept(log: Path, schedule: Schedule) -> Iterator[None]:
+    """Write the curve when the training ends, however it does; after a kill the next one will."""
+    try:
+        yield
+    finally:
+        write_curve(log, log.with_name(CURVE), schedule.epoch_samples)
+
+
+@contextmanager
+def _own_trackers(folder: Path) -> Iterator[None]:
+    """Let W&B keep its files in the folder, and go on with its run; the user's wishes go first."""
+    own = {"WANDB_DIR": str(folder), "WANDB_RESUME": "allow"}
+    added = {name: value for name, value in own.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _own(model: str, shards: Sequence[Path | str], folder: Path) -> list[str]:
     return [
         f"--model={model}",
         f"--train-data={_shard_list(shards)}",
@@ -122,23 +248,6 @@ def _shard_list(shards: Sequence[Path | str]) -> str:
     return "::".join(re.sub(r"([\\{},:])", r"\\\1", shard) for shard in given)
 
 
-def _check_shards(shards: Sequence[Path | str], workers: int) -> None:
-    """webdataset would skip a missing shard, and ranks without a shard would wait for ever."""
-    world = place()[1]
-    readers = max(1, workers) * world
-    if len(shards) < readers:
-        raise ValueError(
-            f"{len(shards)} shards for {workers} workers on each of {world} ranks: "
-            f"expected {readers} shards or more, or fewer workers"
-        )
-    for shard in shards:
-        if isinstance(shard, str):
-            if not shard.startswith(PIPE):
-                raise ValueError(f"{shard}: expected a path, or a URL that begins with {PIPE!r}")
-        elif not shard.is_file():
-            raise ValueError(f"{shard}: no such shard")
-
-
 def _call(arguments: list[str], log: Path) -> None:
     from open_clip_train.main import main
 
@@ -149,7 +258,7 @@ def _call(arguments: list[str], log: Path) -> None:
         raise ValueError(f"{folder}: open_clip_train exited ({exit_.code}); see {log}") from exit_
     except StreamError as error:
         raise RuntimeError(f"{folder}: a shard could not be read: {error}") from error
-    except _NoBatchError as error:
+    except NoBatchError as error:
         raise ValueError(
             f"{folder}: the shards of a worker hold fewer usable samples than one batch; "
             f"{log} names the samples it could not read"
@@ -159,38 +268,6 @@ def _call(arguments: list[str], log: Path) -> None:
         raise RuntimeError(
             f"{folder}: open_clip_train gave up; its last words: {lines[-1] if lines else 'none'}"
         )
-
-
-def _finished_epochs(checkpoint: Path, epochs: int) -> int:
-    """Read and verify a checkpoint; 0 if there is none."""
-    if not checkpoint.exists():
-        return 0
-    import torch
-
-    try:
-        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-        finished, weights = int(content["epoch"]), content["state_dict"]
-        broken = [name for name, one in weights.items() if not _is_finite(one)]
-    except Exception as error:  # torch has no one error for a file that it can't read
-        raise ValueError(f"{checkpoint}: not a readable checkpoint: {error!r}") from error
-    if broken:
-        raise ValueError(f"{checkpoint}: {broken[0]} and {len(broken) - 1} others are not finite")
-    if finished > epochs:
-        raise ValueError(
-            f"{checkpoint}: of epoch {finished}, but this training has {epochs}; is it another's?"
-        )
-    return finished
-
-
-def _is_finite(weights: torch.Tensor) -> bool:
-    return bool(weights.isfinite().all())
-
-
-def _drop_redundant(checkpoint: Path) -> None:
-    """Remove the second, not atomically written copy of the last epoch, and a cut-off write."""
-    for path in checkpoint.parent.glob("*.pt"):
-        if path != checkpoint:
-            path.unlink()
 
 
 @contextmanager
@@ -203,121 +280,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _own_log(watcher: _Watcher, log: Path) -> Iterator[None]:
-    """Send what open_clip logs to `log` and to `watcher` alone, then leave no trace.
-
-    open_clip logs to the root logger, and its own set-up changes the level of every logger there
-    is and adds handlers that it never removes.
-    """
-    import open_clip_train.main
-
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    own: list[logging.Handler] = [watcher]
-
-    def set_up(log_file: str | None, level: int, include_host: bool = False) -> None:
-        root.setLevel(level)
-        log.parent.mkdir(parents=True, exist_ok=True)  # rank 0 may not have come to it yet
-        own.append(logging.FileHandler(log, encoding="utf-8"))
-        line = "%(asctime)s | %(levelname)s | %(message)s"
-        own[-1].setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d,%H:%M:%S"))
-        root.addHandler(own[-1])
-
-    def of_caller(record: logging.LogRecord) -> bool:
-        return record.name != root.name and record.levelno >= level
-
-    root.addHandler(watcher)
-    for handler in handlers:
-        handler.addFilter(of_caller)
-    try:
-        with replaced(open_clip_train.main, "setup_logging", set_up):
-            yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(of_caller)
-        for handler in own:
-            root.removeHandler(handler)
-            handler.close()
-        root.setLevel(level)
-
-
-@contextmanager
-def _reproducible_data() -> Iterator[None]:
-    """Make the order of the samples a function of (seed, epoch), and refuse an empty pool.
-
-    open_clip_train shuffles samples by `wds.shuffle`, which seeds itself from the process id and
-    the time, and webdataset would look for ever for a sample in shards that have none.
-    """
-    from open_clip_train import data
-
-    original = data.get_wds_dataset
-
-    def get_wds_dataset(args: Any, preprocess: Any, is_train: bool, **rest: Any) -> Any:
-        info = original(args, preprocess, is_train, **rest)
-        if is_train:
-            stages = info.dataloader.pipeline[0].dataset.pipeline
-            stages[_shuffle_position(stages)] = data.detshuffle2(
-                bufsize=data._SAMPLE_SHUFFLE_SIZE,
-                initial=data._SAMPLE_SHUFFLE_INITIAL,
-                seed=10_000 * (args.seed + 1),  # another sequence than that of the shards
-                epoch=info.shared_epoch,
-            )
-            stages[stages.index(data.tarfile_to_samples_nothrow)] = whole_samples
-            stages.append(_refuse_empty)
-        return info
-
-    with replaced(data, "get_wds_dataset", get_wds_dataset):
-        yield
-
-
-def _shuffle_position(stages: Sequence[Any]) -> int:
-    from webdataset.filters import _shuffle
-
-    found = [at for at, stage in enumerate(stages) if getattr(stage, "f", None) is _shuffle]
-    if len(found) != 1:
-        raise RuntimeError(
-            f"expected one wds.shuffle in open_clip_train's pipeline, found {len(found)}: this "
-            "version of open_clip or webdataset reads data in another way"
-        )
-    return found[0]
-
-
-class _NoBatchError(Exception):
-    """One pass over the shards of a worker gave not even one batch."""
-
-
-def _refuse_empty(batches: Iterator[Any]) -> Iterator[Any]:
-    empty = True
-    for batch in batches:
-        empty = False
-        yield batch
-    if empty:
-        raise _NoBatchError
-
-
-class _Watcher(logging.Handler):
-    """Follows a training by its log records, and stops it when the loss is no longer a number."""
-
-    _STEP = re.compile(r"Train Epoch: (\d+) \[ *(\d+)/(\d+) .* Loss: (\S+)")
-
-    def __init__(self, epochs: int, on_progress: Progress | None) -> None:
-        super().__init__()
-        self._epochs = epochs
-        self._on_progress = on_progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take one record; what is raised here ends the training."""
-        found = self._STEP.match(record.getMessage())
-        if not found:
-            return
-        epoch, seen, per_epoch = (int(number) for number in found.groups()[:3])
-        if math.isnan(float(found[4])):
-            raise FloatingPointError(
-                f"the loss is not a number in epoch {epoch + 1} of {self._epochs}, after {seen:,} "
-                f"of {per_epoch:,} samples: try a lower learning rate or a higher precision"
-            )
-        if self._on_progress:
-            self._on_progress(epoch * per_epoch + seen, self._epochs * per_epoch)

@@ -143,7 +143,8 @@ def _facts(
             "Trained model": training.model,
             "Epochs": training.epochs,
             "Samples per epoch": training.samples_per_epoch or "all of the split",
-            "Batch size per process": training.batch_size,
+            "Batch size per process": training.batch_size
+            or f"its share of {training.global_batch}",
             "Training options": dict(training.options),
             "Seeds": ", ".join(map(str, training.seeds)),
             "Caption templates": experiment.evaluation.templates,

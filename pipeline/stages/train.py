@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc.files import atomic_path, read_json, write_json
+from hpc.files import atomic_folder, read_json, write_json
 from hpc.stage import Context, OutputError, Recipe, Task, reference
-from pipeline import artifacts, shards
+from pipeline import artifacts, curve, shards
+from pipeline.global_batch import batch_of
 from pipeline.layout import Layout
 from pipeline.plus_reference import name_of
+from pipeline.schedule import Schedule
 from pipeline.sections import Pool, ReferenceSet, Training
 from pipeline.sources import classes_in, label_ranges, model_identity, pool_groups
-from pipeline.training import train
-from pipeline.training_options import parse
+from pipeline.training import schedule_in, train
+from pipeline.training_checkpoints import link_or_copy
 from pipeline.training_processes import place
 
 RECORD = "training.json"
+TRACKED = ("tensorboard", "wandb")
+"""Folders of open_clip_train's trackers, published beside the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Train:
                 include={"epochs", "samples_per_epoch", "batch_size", "workers", "options"}
             ),
         }
+        if self.training.global_batch:
+            settings["global_batch"] = self.training.global_batch
         inputs = {
             split: tuple(reference("subset", name) for name in self._subset(split))
             for split in self.splits
@@ -86,7 +91,7 @@ class Train:
         return {"": found}
 
     def run(self, task: Task, context: Context) -> dict[str, Any]:
-        """Train one model; a training that was cut off goes on from its last whole epoch.
+        """Train one model; a training that was cut off goes on from its last whole checkpoint.
 
         The working folder's name is a hash of the settings and of the subset's content, so a
         training never resumes from the checkpoints of another.
@@ -95,11 +100,12 @@ class Train:
         if (counts := self._published(task, context.digest, identity)) is not None:
             return counts
         started = time.time()
-        checkpoint, samples = self._train(task, context)
+        checkpoint, samples, schedule = self._train(task, context)
         counts = {
             "samples": samples,
             "training_seconds": time.time() - started,
-            **self._together(),
+            "processes": schedule.processes,
+            "global_batch": schedule.global_batch,
         }
         _publish(checkpoint, task.outputs[0])
         record = {
@@ -107,6 +113,7 @@ class Train:
             "identity": identity,
             "xxh3": artifacts.hash_file(task.outputs[0]),
             "counts": counts,
+            "schedule": {**asdict(schedule), "steps": schedule.steps},
         }
         write_json(folder / RECORD, record)  # from here on it is published
         _drop_work(folder)
@@ -116,24 +123,27 @@ class Train:
         """Take part in a training that rank 0 runs and publishes."""
         self._train(task, context)
 
-    def _train(self, task: Task, context: Context) -> tuple[Path, int]:
-        """Train; returns the checkpoint in the working folder and the samples of the subset."""
+    def _train(self, task: Task, context: Context) -> tuple[Path, int, Schedule]:
+        """Train; returns the checkpoint in the working folder, and the samples of the subset."""
         split, _, seed = task.name.rpartition("/seed-")
         data = shards.training_shards(self.run_layout, self.pool, split, self._subset(split))
         shards.refuse_changed(data)
         samples = sum(shard.samples for shard in data)
         if self.training.data == "live" and place()[0] == 0:
             print(f"{task.name}: {shards.bandwidth_in_words(data)}", flush=True)
+        folder = task.outputs[0].parent / f"work-{_identity(context)}"
+        options, every = self._options(int(seed), samples), self.training.checkpoint_every
         checkpoint = train(
             model=self.training.model,
             shards=[shard.url for shard in data],
-            folder=task.outputs[0].parent / f"work-{_identity(context)}",
-            options=self._options(int(seed), samples),
+            folder=folder,
+            options=options,
+            checkpoint_every=every,
             threads=context.resources.cpus,
             on_progress=lambda done, total: context.progress(done, total, "samples"),
             on_start=context.start_followers,
         )
-        return checkpoint, samples
+        return checkpoint, samples, schedule_in(folder, options, every)
 
     def _options(self, seed: int, samples: int) -> dict[str, Any]:
         training = self.training
@@ -141,16 +151,10 @@ class Train:
             **training.options,
             "epochs": training.epochs,
             "train-num-samples": training.samples_per_epoch or samples,
-            "batch-size": training.batch_size,
+            "batch-size": batch_of(training, place()[1], f"this job: {place()[1]} processes"),
             "workers": training.workers,
             "seed": seed,
         }
-
-    def _together(self) -> dict[str, int]:
-        """How many processes train, and on how many samples in one step."""
-        world = place()[1]
-        in_one = self.training.batch_size * int(parse(self.training.options).accum_freq)
-        return {"processes": world, "global_batch": in_one * world}
 
     def _published(self, task: Task, digest: str, identity: str) -> dict[str, Any] | None:
         """The counts of this very training, if a kill came between its end and its marker."""
@@ -171,22 +175,20 @@ def _identity(context: Context) -> str:
 
 
 def _publish(checkpoint: Path, target: Path) -> None:
-    """The checkpoint, and the log of each process."""
+    """The checkpoint, the log of each process, the curve, and what trackers wrote."""
+    work = checkpoint.parents[1]
     for old in target.parent.glob("out*.log"):  # of more processes than there are now
         old.unlink()
-    logs = {log: log.name for log in checkpoint.parents[1].glob("out*.log")}
+    logs = {log: log.name for log in [*work.glob("out*.log"), work / curve.NAME]}
     for source, name in {checkpoint: target.name, **logs}.items():
-        with atomic_path(target.with_name(name)) as temporary:
-            _link_or_copy(source, temporary)
+        link_or_copy(source, target.with_name(name))
+    for tracker in TRACKED:
+        shutil.rmtree(target.with_name(tracker), ignore_errors=True)
+        if (work / tracker).exists():
+            with atomic_folder(target.with_name(tracker)) as folder:
+                shutil.copytree(work / tracker, folder, symlinks=True, dirs_exist_ok=True)
 
 
 def _drop_work(folder: Path) -> None:
     for work in folder.glob("work-*"):
         shutil.rmtree(work)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
