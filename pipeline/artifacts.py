@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from hpc.files import atomic_path
+from hpc.files import atomic_path, read_json
 from hpc.stage import OutputError
 
 # Locks hang on network file systems; files appear by rename and are never changed.
@@ -130,6 +130,17 @@ EVALUATION = Schema(
         *("split", "seed", "test", "model", "pretrained", "classes", "templates", "read"),
         *("ignored_folders", "accuracy", "top5", "mean_per_class"),  # accuracy is top-1's
     ),
+)
+FEATURES = Schema(
+    "features",
+    {
+        "feature": ("float32", ("n", "d")),  # unit rows
+        "label": ("int32", ("n",)),  # index into the attribute `classes`
+        "key": ("str", ("n",)),
+        "skipped_key": ("str", ("s",)),
+        "skipped_reason": ("str", ("s",)),
+    },
+    ("split", "seed", "classes", "read"),
 )
 
 
@@ -304,6 +315,24 @@ def hash_file(path: Path) -> str:
     except FileNotFoundError:
         return "missing"
     return digest.hexdigest()
+
+
+def check_record(path: Path, digest: str) -> dict[str, str]:
+    """See that a JSON file is whole and was made for a digest, which it holds.
+
+    Returns:
+        Its hash.
+
+    Raises:
+        OutputError: it is not.
+    """
+    try:
+        made_for = read_json(path)["digest"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise OutputError(f"{path}: can't be read: {error!r}") from error
+    if made_for != digest:
+        raise OutputError(f"{path}: made for digest {made_for}, expected {digest}")
+    return {"": hash_file(path)}
 
 
 def keep_of(mask: Artifact, index: int) -> Array:

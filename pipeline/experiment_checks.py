@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpc.words import nearest
-from pipeline.data.classes import BUILT_IN
+from pipeline.data.classes import BUILT_IN, matching_labels
 from pipeline.layout import POOL, REFERENCE
 from pipeline.section_types import looks_like_file
 from pipeline.sections import Experiment, ImageSet, Training
+from pipeline.sources import classes_in
 from pipeline.split_section import Split
 
 YamlPath = tuple[str | int, ...]
@@ -34,6 +35,7 @@ def faults_of(experiment: Experiment, *, without_data: bool = False) -> Iterator
     yield from _pool_faults(experiment)
     yield from _dedup_faults(experiment)
     yield from _report_faults(experiment)
+    yield from _few_shot_faults(experiment)
     missing = list(_path_faults(experiment))
     yield from missing
     yield from _model_faults(experiment)
@@ -208,6 +210,31 @@ def _report_faults(experiment: Experiment) -> Iterator[Fault]:
         yield ("report", "baselines"), str(error)
 
 
+def _few_shot_faults(experiment: Experiment) -> Iterator[Fault]:
+    section = experiment.evaluation.few_shot
+    if section is None:
+        return
+    where: YamlPath = ("evaluation", "few_shot")
+    for index, name in enumerate(section.tests or []):
+        if name not in experiment.tests:
+            what = f"unknown test set {name!r}; {nearest(name, list(experiment.tests))}"
+            yield (*where, "tests", index), what
+    if not (section.shots or section.linear_probe or section.knn):
+        yield where, "asks for nothing: expected shots, linear_probe or knn"
+    train = section.train or experiment.reference
+    for name in experiment.probed_tests:
+        test = experiment.tests.get(name)
+        if test is None or test.planned or train.planned:
+            continue
+        try:
+            matching_labels(classes_in(train), classes_in(test))
+        except OSError:
+            continue  # a folder is missing, which is said where it is named
+        except ValueError as error:
+            what = f"{error}; name the test sets that fit in evaluation.few_shot.tests"
+            yield (*where, "tests"), f"{name}: {what}"
+
+
 def _path_faults(experiment: Experiment) -> Iterator[Fault]:
     try:
         _ = experiment.pool.paths
@@ -217,8 +244,15 @@ def _path_faults(experiment: Experiment) -> Iterator[Fault]:
         _ = experiment.pool.embeddings and experiment.pool.embeddings.sources
     except (OSError, ValueError) as error:
         yield ("pool", "embeddings", "files"), str(error)
+    for name, retrieval in experiment.evaluation.retrieval.items():
+        try:
+            _ = retrieval.paths
+        except (FileNotFoundError, ValueError) as error:
+            yield ("evaluation", "retrieval", name, "shards"), str(error)
     sets: dict[YamlPath, ImageSet] = {("reference",): experiment.reference}
     sets |= {("tests", name): test for name, test in experiment.tests.items()}
+    if experiment.evaluation.few_shot and experiment.evaluation.few_shot.train:
+        sets[("evaluation", "few_shot", "train")] = experiment.evaluation.few_shot.train
     for where, images in sets.items():
         if images.planned:
             continue

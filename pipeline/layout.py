@@ -11,6 +11,8 @@ from pathlib import Path
 
 POOL = "pool"
 REFERENCE = "reference"
+PROBE_TRAINING = "_train"
+"""The images that probes are trained on; no test set can have the name."""
 SIZES = "sizes.json"
 """In a folder of tars: samples in each, the file that open_clip_train looks for."""
 
@@ -97,13 +99,26 @@ class Layout:
         """A split for other programs, unless the user says where."""
         return self.run / "exports" / f"{split}{suffix}"
 
+    def features(self, split: str, seed: int, image_set: str) -> Path:
+        """Frozen features of a test set, or of PROBE_TRAINING, by one trained model."""
+        folder = self.run / "8_evaluation" / split / f"seed-{seed}" / "features"
+        return folder / f"{image_set}.h5"
+
     def probes(self, split: str, seed: int) -> Path:
         """Folder with few-shot, linear probe and k-NN accuracies, one JSON a test set."""
         return self.run / "8_evaluation" / split / f"seed-{seed}" / "probe"
 
+    def probe(self, split: str, seed: int, test: str) -> Path:
+        """Few-shot, linear probe and k-NN accuracies on one test set."""
+        return self.probes(split, seed) / f"{test}.json"
+
     def retrievals(self, split: str, seed: int) -> Path:
         """Folder with retrieval recalls, one JSON a data set."""
         return self.run / "8_evaluation" / split / f"seed-{seed}" / "retrieval"
+
+    def retrieval(self, split: str, seed: int, name: str) -> Path:
+        """Retrieval recalls on one data set."""
+        return self.retrievals(split, seed) / f"{name}.json"
 
     @property
     def report(self) -> Path:

@@ -277,6 +277,30 @@ def image_features(embedder: Embedder, images: torch.Tensor) -> torch.Tensor:
     return rows
 
 
+def text_features(embedder: Embedder, texts: Sequence[str]) -> torch.Tensor:
+    """Embed texts, at full precision; longer ones are cut to the model's context.
+
+    Returns:
+        (b, D) float64 on the embedder's device, rows of length one.
+
+    Raises:
+        ValueError: if the model gives a row that is not finite, or zero; names the text.
+    """
+    import torch
+
+    with torch.inference_mode(), _autocast(embedder):
+        tokens = embedder.tokenizer(list(texts)).to(embedder.device)
+        features = embedder.model.encode_text(tokens)  # type: ignore[operator]
+    rows, _ = unit_rows(features)
+    bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} text embeddings are not finite or zero, the first of "
+            f"{texts[bad[0]]!r} (precision {embedder.precision!r})"
+        )
+    return rows
+
+
 def unit_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalise rows, whoever computed them.
 

@@ -10,9 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.data.classes import BuiltIn
+from pipeline.image_sections import Data as Data
+from pipeline.image_sections import ImageSet as ImageSet
+from pipeline.image_sections import SetSize as SetSize
+from pipeline.probe_sections import FewShot, Retrieval
 from pipeline.section_types import (
     AbsolutePath,
     Device,
@@ -27,8 +30,6 @@ from pipeline.section_types import (
 from pipeline.split_section import Split
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from pipeline.data.precomputed import PrecomputedFile
 
 
@@ -38,36 +39,6 @@ class PoolSize(Section):
     shards: Positive
     samples: Positive
     bytes: Positive
-
-
-class SetSize(Section):
-    """How large an image set is: for `--dry-run`, before the data is there or has been read."""
-
-    images: Positive
-    bytes: Positive
-    classes: Positive | None = None
-    """Needed where no class list says it."""
-
-
-class Data(Section):
-    """A section whose data lies in files.
-
-    It is *planned* if they are not there and only its declared size counts: good enough to say
-    what a study would take, and refused by everything that would run it (`pipeline.planned`).
-    """
-
-    _planned: bool = PrivateAttr(default=False)
-
-    @property
-    def planned(self) -> bool:
-        """Whether the data is not there."""
-        return self._planned
-
-    def as_planned(self) -> Self:
-        """The same without its data."""
-        planned = self.model_copy()
-        planned._planned = True
-        return planned
 
 
 class Precomputed(Section):
@@ -162,19 +133,6 @@ class Pool(Data):
     def listings(self) -> dict[str, list[Path]]:
         """What was found, by patterns; a copy of a pool may have other patterns."""
         return {}
-
-
-class ImageSet(Data):
-    """Labelled images: a folder with one sub-folder a class."""
-
-    images: AbsolutePath
-    classes: BuiltIn | AbsolutePath | None = None
-    """A built-in list, or a file (`folder<TAB>name` a line); if not given, every sub-folder."""
-    border: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Pixels cut off each side of every image before anything else."""
-    max_bad_fraction: Fraction = 0.0
-    """A task fails if more than this share of its images can't be used."""
-    size: SetSize | None = None
 
 
 class ReferenceSet(ImageSet):
@@ -279,7 +237,7 @@ class Training(Section):
 
 
 class Evaluation(Section):
-    """Zero-shot classification."""
+    """Zero-shot classification, and what else trained models are asked for."""
 
     templates: Literal["openai", "simple"] | Annotated[list[str], Field(min_length=1)] = "openai"
     """Captions with `{}` for the class name; or one of open_clip's lists."""
@@ -287,6 +245,10 @@ class Evaluation(Section):
     batch_size: Positive = 256
     workers: Annotated[int, Field(ge=0)] = 1
     device: Device = "auto"
+    few_shot: FewShot | None = None
+    """Classifiers on frozen features; without it none are trained."""
+    retrieval: dict[Name, Retrieval] = {}
+    """Image-caption sets by name."""
 
 
 class Report(Section):
@@ -345,3 +307,16 @@ class Experiment(Section):
         if self.training is None:
             return []
         return list(self.splits) if self.training.splits is None else list(self.training.splits)
+
+    @property
+    def probed_tests(self) -> list[str]:
+        """The test sets on which classifiers are trained on frozen features."""
+        section = self.evaluation.few_shot
+        if section is None:
+            return []
+        return list(self.tests) if section.tests is None else list(section.tests)
+
+    @property
+    def retrieval_sets(self) -> list[str]:
+        """The image-caption sets, in order."""
+        return list(self.evaluation.retrieval)

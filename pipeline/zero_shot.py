@@ -127,7 +127,7 @@ def classify(
         used += batch.positions
         skipped += [(found[position].key, reason) for position, reason in batch.failed]
         on_progress(len(used) + len(skipped), len(found))
-    _check_usable(images, len(used), skipped)
+    check_usable(images, len(used), skipped)
     return Predictions(
         classes,
         [found[position].key for position in used],
@@ -138,7 +138,12 @@ def classify(
     )
 
 
-def _check_usable(images: ImageSet, used: int, skipped: Sequence[tuple[str, str]]) -> None:
+def check_usable(images: ImageSet, used: int, skipped: Sequence[tuple[str, str]]) -> None:
+    """Refuse a set of which too few images can be used.
+
+    Raises:
+        ValueError: more than `max_bad_fraction` can't be used, or all.
+    """
     bad, read, limit = len(skipped), used + len(skipped), images.max_bad_fraction
     if bad > limit * read or not used:
         raise ValueError(

@@ -6,7 +6,10 @@ their sources.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -113,3 +116,39 @@ def classes_of(root: Path) -> ClassList:
 
 def _spoken(class_id: str) -> str:
     return class_id.replace("_", " ")
+
+
+def matching_labels(train: ClassList, test: ClassList) -> list[int]:
+    """For each class of a test set, the label of the same class in a training set.
+
+    Classes are the same if their ids, the folders, are. If some id is unknown, names decide for
+    all; of classes of the same name the n-th of one list is the n-th of the other.
+
+    Raises:
+        ValueError: a class is not in the training set; the message has the nearest.
+    """
+    known = {one: label for label, one in enumerate(train.ids)}
+    if all(one in known for one in test.ids):
+        return [known[one] for one in test.ids]
+    named = {one: label for label, one in enumerate(_numbered(train.names))}
+    if all(one in named for one in _numbered(test.names)):
+        return [named[one] for one in _numbered(test.names)]
+    stranger = next(one for one in test.ids if one not in known)
+    raise ValueError(
+        f"class {stranger!r} is not among the {len(train)} classes of the training images"
+        f"{_near(stranger, train)}"
+    )
+
+
+def _near(class_id: str, classes: ClassList) -> str:
+    near = get_close_matches(class_id, classes.ids, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f", of which the first is {classes.ids[0]!r}"
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        numbered.append((name, seen[name]))
+        seen[name] += 1
+    return numbered

@@ -21,6 +21,9 @@ NAMES = (
     "subset",
     "train",
     "evaluate",
+    "features",
+    "probe",
+    "retrieve",
     "report",
 )
 
@@ -40,9 +43,12 @@ def stages_of(experiment: Experiment) -> list[Stage]:
     from pipeline.stages.dedup import Dedup
     from pipeline.stages.embed import Embed
     from pipeline.stages.evaluate import Evaluate
+    from pipeline.stages.features import Features
     from pipeline.stages.mask import Mask
+    from pipeline.stages.probe import Probe
     from pipeline.stages.reference import Reference
     from pipeline.stages.report import Report
+    from pipeline.stages.retrieve import Retrieve
     from pipeline.stages.scan import Scan
     from pipeline.stages.subset import Subset
     from pipeline.stages.train import Train
@@ -61,10 +67,14 @@ def stages_of(experiment: Experiment) -> list[Stage]:
     ]
     if (training := experiment.training) is None:
         return stages
+    tests, evaluation = experiment.tests, experiment.evaluation
     return [
         *stages,
         Subset(run, experiment.pool, experiment.reference, captions, training),
         Train(run, experiment.pool, experiment.reference, captions, training),
-        Evaluate(run, experiment.tests, trained, training, experiment.evaluation),
+        Evaluate(run, tests, trained, training, evaluation),
+        Features(run, experiment.reference, tests, trained, training, evaluation),
+        Probe(run, tests, trained, training, evaluation),
+        Retrieve(run, trained, training, evaluation),
         Report(run, experiment),
     ]

@@ -38,6 +38,13 @@ class Report:
             for seed in study.seeds
             for test in study.tests
         ]
+        inputs += [
+            reference(stage, f"{split}/seed-{seed}/{name}")
+            for stage, names in (("probe", study.probed_tests), ("retrieve", study.retrieval_sets))
+            for split in study.trained_splits
+            for seed in study.seeds
+            for name in names
+        ]
         settings = {
             **study.report.model_dump(exclude={"baselines"}, exclude_none=True),
             "name": study.name,
