@@ -158,13 +158,14 @@ class View:
             "left",
             hours,
         )
-        rows = [self._row(one) for one in self.stages]
+        stages = [one for one in self.stages if one.total]  # of others the study asks nothing
+        rows = [self._row(one) for one in stages]
         shown = [at for at in range(len(headings)) if any(row[at] for row in rows)]
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("stage", no_wrap=True)
         for at in shown:
             table.add_column(headings[at], justify="right", overflow="fold")
-        for one, row in zip(self.stages, rows, strict=True):
+        for one, row in zip(stages, rows, strict=True):
             table.add_row(one.stage, *(row[at] for at in shown))
         return table
 

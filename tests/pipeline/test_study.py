@@ -88,6 +88,7 @@ def test_a_stage_uses_only_stages_before_it_and_writes_only_its_own_folder(
 
 def test_deduplication_runs_and_follows_its_settings(study: SmallStudy) -> None:
     words = ["--until", "dedup", "dedup.clusters=4", "dedup.files=2"]
+    assert "dedup" not in study.simgap("status", str(study.experiment)).stdout
     assert _to_run(study, *words) == {"cluster": 1, "assign": 3, "dedup": 2}
     study.submit(*words, "dedup.threshold=0.99")
     assert _to_run(study, *words, "dedup.threshold=0.99") == {}
