@@ -31,7 +31,7 @@ ESTIMATE = ("value", "low", "high", "images_low", "images_high", "seeds_low", "s
 _MARKERS = {"full": "o", "near": "v", "control": "s", "far": "^"}
 _DASHES = {"full": "-", "near": "-", "control": (0, (4, 2)), "far": (0, (1, 1))}
 _PERCENTS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
-_NAMED = 12
+_NAMED = 6
 """More points than this are not named in the drawing."""
 
 

@@ -105,6 +105,11 @@ class Plot:
     """Whether it has to keep its size on a narrow screen, and scrolls there."""
 
     @property
+    def width(self) -> float:
+        """In inches."""
+        return float(self.figure.get_figwidth())
+
+    @property
     def pdf(self) -> bytes:
         """The same drawing; made when it is asked for, because it takes as long as all else."""
         import matplotlib as mpl

@@ -95,7 +95,7 @@ def draw_few_shot(test: str, found: Sequence[Probe], zero_shot: Mapping[str, Sco
     with drawing(name, 5.2, 3.3 + 0.2 * -(-len(found) // 2)) as figure:
         axes = figure.add_subplot()
         for place, probe in enumerate(found):
-            shift = 0.05 * (place - (len(found) - 1) / 2)
+            shift = 0.4 / len(found) * (place - (len(found) - 1) / 2)
             _draw_shots(axes, probe, zero_shot.get(probe.split), shots, shift, looks[probe.split])
         axes.set_xticks(range(len(shots) + 1), ["0", *map(str, shots)])
         axes.set(xlabel="labelled images of each class", ylabel="accuracy, %")

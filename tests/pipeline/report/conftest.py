@@ -48,6 +48,7 @@ class Study:
     gallery: int = 4
     chance: dict[str, float] = field(default_factory=lambda: dict(CHANCE))
     """How often the models of each split are right."""
+    baselines: Path | None = None
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     @property
@@ -71,7 +72,11 @@ class Study:
                     "seeds": list(self.seeds),
                     "splits": self.trained,
                 },
-                "report": {"title": "A <small> study", "gallery": self.gallery},
+                "report": {
+                    "title": "A <small> study",
+                    "gallery": self.gallery,
+                    "baselines": self.baselines and str(self.baselines),
+                },
             }
         )
 
@@ -203,10 +208,12 @@ class Study:
         total = sum(map(len, near))
         for name in self.splits:
             split = self.experiment.splits[name]
-            while split.random:
+            while split.random and split.random.like:
                 split = self.experiment.splits[split.random.like]
-            columns = [list(self.tests).index(test) for test in split.near or []]
+            columns = [list(self.tests).index(test) for test in split.pruned_for]
             keep = np.concatenate([~one[:, columns].any(axis=1) for one in near])
+            if size := (split.cut or split.random):  # any so many do here
+                keep[size.keep :] = False
             rows = np.array([len(one) for one in near], dtype=np.int64)
             arrays: dict[str, Array] = {"keep": np.packbits(keep), "rows": rows}
             attributes = {"split": name, "definition": f"the definition of {name}",
