@@ -7,12 +7,14 @@ comparing n rows with M images takes 2 n M D.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.amounts import NOTHING, Amount, known, total
-from pipeline.layout import POOL, REFERENCE
+from pipeline.amounts import NOTHING, Amount, known, total, unknown
+from pipeline.layout import POOL, PROBE_TRAINING, REFERENCE
+from pipeline.sections import Training
 from pipeline.sizes import Sizes
 
 _ROW_NAME = 24
@@ -220,9 +222,15 @@ def _train(task: str, sizes: Sizes) -> Work:
         images=seen,
         decoders=training.workers,
         read=_read_in_training(seen, split, sizes),
-        written=sizes.checkpoint * training.epochs,
+        written=sizes.checkpoint * _checkpoints(training, each.value),
         stored=sizes.checkpoint,
     )
+
+
+def _checkpoints(training: Training, samples: float) -> int:
+    """How many a training writes: one after each part of an epoch of so many samples."""
+    parts = math.ceil(samples / training.checkpoint_every) if training.checkpoint_every else 1
+    return training.epochs * max(1, parts)
 
 
 def _passes(options: Mapping[str, Any]) -> int:
@@ -259,6 +267,29 @@ def _evaluate(task: str, sizes: Sizes) -> Work:
     )
 
 
+def _features(task: str, sizes: Sizes) -> Work:
+    """A forward pass for each image of a test set, or of those that probes are trained on."""
+    name = task.rpartition("/")[2]
+    section, costs = sizes.study.evaluation.few_shot, sizes.trained
+    assert section is not None
+    if name != PROBE_TRAINING:
+        images, size = sizes.images(name), sizes.set_bytes(name)
+    elif section.train is None and section.images_per_class is None:
+        images, size = sizes.images(REFERENCE), sizes.set_bytes(REFERENCE)
+    else:
+        images = size = unknown("a first run: how many images probes are trained on")
+    return Work(
+        units=images,
+        unit="images",
+        speed="evaluate",
+        flops=images * known(costs.image_flops, "speeds.evaluate.images_per_second"),
+        images=images,
+        decoders=sizes.study.evaluation.workers,
+        read=size + sizes.checkpoint,
+        written=images * (4 * costs.dimensions + _ROW_NAME),
+    )
+
+
 def _templates(templates: str | list[str]) -> int:
     if isinstance(templates, list):
         return len(templates)
@@ -282,5 +313,6 @@ _ESTIMATES: Mapping[str, Callable[[str, Sizes], Work]] = {
     "subset": _subset,
     "train": _train,
     "evaluate": _evaluate,
+    "features": _features,
     "report": _report,
 }

@@ -20,8 +20,8 @@ _USERS = {
     "scan": {"dedup", "reference", "scan"},
     "mask": {"mask"},
     "train": {"train"},
-    "evaluate": {"evaluate"},
-    "decode": {"embed", "train", "evaluate"},
+    "evaluate": {"evaluate", "features"},
+    "decode": {"embed", "train", "evaluate", "features"},
 }
 """The stages that a section of speeds is for; all of them for one that is not here."""
 

@@ -19,7 +19,7 @@ from pipeline.amounts import Amount, total, unknown
 from pipeline.estimate import work_of
 from pipeline.experiment import load_experiment
 from pipeline.forecast import forecast, measured_pace
-from pipeline.layout import shipped
+from pipeline.layout import PROBE_TRAINING, shipped
 from pipeline.model_costs import model_costs
 from pipeline.sizes import Sizes
 from pipeline.speeds import SPEEDS, Speeds
@@ -104,6 +104,24 @@ def test_training_takes_three_forward_passes_of_both_towers(values: dict[str, An
     checkpoint = 12 * 151.28e6
     assert work.written.value == pytest.approx(3 * checkpoint, rel=1e-3)
     assert work.stored and work.stored.value == pytest.approx(checkpoint, rel=1e-3)
+
+
+def test_checkpoints_and_passes_are_those_of_the_options(values: dict[str, Any]) -> None:
+    plain = work_of("train", "full/seed-0", _sizes(values))
+    values["training"] |= {"checkpoint_every": 400, "options": {"grad-checkpointing": True}}
+    parts = work_of("train", "full/seed-0", _sizes(values))
+    assert plain and parts
+    assert parts.written.value == pytest.approx(3 * plain.written.value)  # 400, 400, 200
+    assert parts.flops.value == pytest.approx(plain.flops.value * 4 / 3)
+
+
+def test_features_of_a_model_take_a_forward_pass_of_each_image(values: dict[str, Any]) -> None:
+    values["evaluation"]["few_shot"] = {}
+    sizes = _sizes(values)
+    test = work_of("features", "full/seed-0/sketch", sizes)
+    training = work_of("features", f"full/seed-0/{PROBE_TRAINING}", sizes)
+    assert test and training
+    assert (test.units, training.units) == (Amount(M), Amount(R))
 
 
 def test_a_split_that_is_not_made_yet_keeps_at_most_everything(values: dict[str, Any]) -> None:
