@@ -12,7 +12,7 @@ COMMANDS = {
     "submit": ("pipeline.submit", "run a study: whatever of it is missing or stale"),
     "status": ("pipeline.status", "show how far a study is"),
     "logs": ("pipeline.logs", "tell why tasks failed, and show what they wrote"),
-    "report": ("pipeline.report.__main__", "make the page of what is there so far"),
+    "report": ("pipeline.report_so_far", "make the page of what is there so far"),
     "cancel": ("pipeline.cancel", "end the jobs of a study"),
     "evaluate": ("pipeline.evaluate", "zero-shot accuracy of any open_clip checkpoint or tag"),
     "doctor": ("pipeline.doctor", "check the site, its profile and the study before a run"),

@@ -74,6 +74,7 @@ def test_this_test_can_fail(tmp_path: Path) -> None:
         "pipeline.status",
         "pipeline.logs",
         "pipeline.cancel",
+        "pipeline.report_so_far",
         "pipeline.doctor",
         "pipeline.evaluate",
         "pipeline.export",

@@ -1,6 +1,6 @@
 """The page of what is there, while the rest of a study still runs or has failed.
 
-python -m pipeline.report runs/mini
+python -m pipeline.report_so_far runs/mini
 """
 
 from __future__ import annotations
