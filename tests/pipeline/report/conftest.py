@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,3 +269,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def make(tmp_path: Path) -> Callable[..., Study]:
     """Fabricate another run."""
     return lambda **changes: Study(tmp_path, **changes).make()
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures, which take most of a page's time, where a test looks at none."""
+    monkeypatch.setattr("pipeline.report.page.draw_all", lambda *_: defaultdict(list))

@@ -217,6 +217,7 @@ def test_finding_with_several_seeds(study: Study, page: Element) -> None:
     assert "means over 3 training runs (seeds)" in page.one("header").text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_seed_is_never_the_truth(make: Make) -> None:
     page = page_of(make(seeds=(3,), gallery=0))
     assert "a single training run (one seed)" in page.one("header").text
@@ -226,6 +227,7 @@ def test_one_seed_is_never_the_truth(make: Make) -> None:
     assert [row[5] for row in intervals[1:]] == ["one seed"] * 6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_difference_is_said_as_such(make: Make) -> None:
     study = make(gallery=0, chance=dict.fromkeys(SPLITS, 0.7))
     (finding,) = findings(page_of(study))
@@ -234,6 +236,7 @@ def test_no_difference_is_said_as_such(make: Make) -> None:
     assert re.search(r"a difference of more than \d+\.\d points can be excluded\.$", finding)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_control_none_is_claimed(make: Make) -> None:
     splits = {name: SPLITS[name] for name in ("full", "sketch-pruned")}
     page = page_of(make(splits=splits, gallery=0))
@@ -242,6 +245,7 @@ def test_without_a_control_none_is_claimed(make: Make) -> None:
     assert "full (baseline)" in page.one("section", id="classes").text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_full_split_the_control_remains(make: Make) -> None:
     trained = ["sketch-pruned", "sketch-control"]
     study = make(trained=trained, gallery=0)
@@ -251,6 +255,7 @@ def test_without_a_full_split_the_control_remains(make: Make) -> None:
     assert "points less" in finding
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_pruned_split_the_gap_is_told(make: Make) -> None:
     page = page_of(make(splits={"everything": "all"}, gallery=0))
     told = findings(page)
@@ -272,6 +277,7 @@ def test_split_for_several_sets_and_a_fixed_threshold(make: Make) -> None:
     assert "dotted: the threshold, 0.9" in page.one("section", id="similarity").text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_trained_yet_still_makes_a_page(make: Make) -> None:
     page = page_of(make(trained=[], gallery=2))
     assert "seed" not in page.one("header").text

@@ -141,6 +141,7 @@ def test_skipped_samples_and_faults_are_listed(page: Element) -> None:
     assert "00000.tar: torn at byte 123" in listed[-1]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_long_lists_are_cut_and_say_where_the_rest_is(make: Make) -> None:
     study = make(gallery=0)
     path = study.layout.embeddings("pool", 1)
@@ -159,6 +160,7 @@ def test_long_lists_are_cut_and_say_where_the_rest_is(make: Make) -> None:
     assert "and 8 more; all of them are in 1_embeddings/pool/*.h5" in details.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pictures_that_are_gone_leave_a_note(make: Make) -> None:
     study = make()
     for tar in (study.folder / "pool").iterdir():
@@ -171,6 +173,7 @@ def test_pictures_that_are_gone_leave_a_note(make: Make) -> None:
     assert sum("can't be read" in note for note in notes) == len(notes)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_names_that_are_not_utf8_do_no_harm(make: Make) -> None:
     study = make(gallery=0)
     path = study.layout.embeddings("sketch", 0)
@@ -184,6 +187,7 @@ def test_names_that_are_not_utf8_do_no_harm(make: Make) -> None:
     assert "n01/?.jpg" in build_report(study.experiment, study.layout, {}).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_missing_is_listed_and_the_rest_is_shown(make: Make) -> None:
     study = make(gallery=0)
     study.layout.evaluation("full", 1, "photo").unlink()

@@ -93,13 +93,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say(
     """Images differ in how hard they are, seeds in how good the model is; the truth is 2/3."""
     random = np.random.default_rng(seeds)
     held = 0
-    for trial in range(300):
+    for trial in range(150):
         hardness = random.beta(2, 1, size=200)
         better = random.normal(0, spread, size=(seeds, 1))
         right = random.random((seeds, 200)) < np.clip(hardness + better, 0, 1)
         found = estimate(right.astype(float), name=str(trial)).interval
         held += found.low <= 2 / 3 <= found.high
-    assert held / 300 >= least
+    assert held / 150 >= least
 
 
 def test_paired_differences_are_surer_than_separate_accuracies() -> None:
