@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -74,12 +75,17 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
+def uid(key: str) -> str:
+    """A sample's name in DataComp: 128 bits as hexadecimal digits."""
+    return hashlib.md5(key.encode()).hexdigest()
+
+
 def sample(
     key: str, style: str, label: int, seed: int, caption: str = ""
 ) -> list[tuple[str, bytes]]:
     """The members of a good sample."""
     caption = caption or f"a {style} of a {CLASSES[label]}"
-    meta = json.dumps({"key": key, "caption": caption}).encode()
+    meta = json.dumps({"key": key, "caption": caption, "uid": uid(key)}).encode()
     return [
         (f"{key}.jpg", jpeg(style, label, seed)),
         (f"{key}.txt", caption.encode()),

@@ -1,4 +1,4 @@
-"""One selection, three forms: mask, rewritten tars and live filter give the same samples."""
+"""One selection, in every form: mask, subset file, rewritten tars and live filter agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import webdataset
 import yaml
 
-from pipeline import artifacts, shards, stream, submit
+from pipeline import artifacts, export, shards, stream, submit
 from pipeline.experiment import load_experiment
 from pipeline.layout import Layout
 from pipeline.rewrite import places, share
@@ -23,6 +23,7 @@ from pipeline.stages import stages_of
 from pipeline.training import _shard_list
 from pipeline.training_data import StreamError, whole_samples
 from tests.pipeline import small
+from tests.pipeline.exports.datacomp import as_datacomp
 
 SPLITS: dict[str, Any] = {
     "near": {"near": ["sketch"]},
@@ -54,6 +55,7 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[
             for split in SPLITS:
                 found.setdefault(split, {})[data] = list(_read(experiment, train, split))
         found["mask"] = {split: _of_mask(experiment, split) for split in SPLITS}
+        found["datacomp"] = {split: _of_export(study, split) for split in SPLITS}
     return found
 
 
@@ -82,6 +84,14 @@ def _of_mask(experiment: Any, split: str) -> list[dict[str, Any]]:
     return keys
 
 
+def _of_export(study: small.SmallStudy, split: str) -> list[dict[str, Any]]:
+    """What DataComp takes from the pool's tars, by the file that is written for it."""
+    out, words = study.folder / f"{split}.npy", ["--to", "datacomp", "--workers", "1"]
+    assert export.main([str(study.experiment), split, *words, "--out", str(out)]) == 0
+    tars = sorted((study.folder / "pool").iterdir())
+    return [{"__key__": key} for key in as_datacomp(out, tars)]
+
+
 def _by_key(samples: Sequence[dict[str, Any]]) -> Samples:
     found = {sample["__key__"]: sample for sample in samples}
     assert len(found) == len(samples)  # each once
@@ -92,6 +102,7 @@ def _by_key(samples: Sequence[dict[str, Any]]) -> Samples:
 def test_every_form_of_a_selection_has_the_same_samples(forms: Any, split: str) -> None:
     tars, live = (_by_key(forms[split][data]) for data in ("tars", "live"))
     kept = {sample["__key__"] for sample in forms["mask"][split]}
+    assert set(_by_key(forms["datacomp"][split])) == kept
     added = {key for key in tars if key.startswith("simgap-reference-")}
     assert set(tars) == set(live) == kept | added
     assert 0 < len(kept) < 72 and len(added) == (REFERENCE if split == "plus" else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,34 +13,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import webdataset
 import yaml
 
 from pipeline import artifacts, export, submit
 from pipeline.layout import POOL, Layout
 from tests.pipeline import small
+from tests.pipeline.exports.datacomp import as_datacomp
 
 RUN = Path("runs/small")
 TARS = [Path(f"pool/{index:05d}.tar") for index in range(3)]
 
 
-def _uid(key: str) -> str:
-    return hashlib.md5(key.encode()).hexdigest()
-
-
-def _shard(index: int) -> Iterator[tuple[str, bytes]]:
-    for name, data in small.shard(index):
-        if name.endswith(".json"):
-            data = json.dumps({**json.loads(data), "uid": _uid(name[:9])}).encode()
-        yield name, data
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study until its masks, whose samples have uids. Not to be changed."""
+    """A study until its masks. Not to be changed."""
     study = small.make(tmp_path_factory.mktemp("export"))
-    for index in range(3):
-        small.write_tar(study.folder / TARS[index], _shard(index))
     values = yaml.safe_load(study.experiment.read_text())
     values["splits"]["plus"] = {"near": ["sketch"], "plus_reference": True}
     study.experiment.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -96,28 +82,8 @@ def test_all_forms_select_the_same_samples(study: Path, tmp_path: Path) -> None:
     table = pd.read_parquet(tmp_path / "parquet")
     assert table["key"].tolist() == kept
     assert (table["shard"] == table["key"].str[:5] + ".tar").all()
-    assert list(_as_datacomp(tmp_path / "datacomp")) == kept
+    assert list(as_datacomp(tmp_path / "datacomp", TARS)) == kept
     assert list(_as_clip_ood(tmp_path / "clip-ood")) == kept
-
-
-def _as_datacomp(subset_file: Path) -> Iterator[str]:
-    """What DataComp's resharder takes: `load_subset` and `copy_worker` of its resharder.py."""
-    u16 = np.dtype("u8,u8")
-    with subset_file.open("rb") as file:
-        assert file.read(6) == b"\x93NUMPY"
-    subset = np.load(subset_file, mmap_mode="r")
-    assert subset.dtype == u16
-    assert sorted(subset.tolist()) == subset.tolist()
-    pipeline = webdataset.DataPipeline(
-        webdataset.SimpleShardList(list(map(str, TARS))), webdataset.tarfile_to_samples()
-    )
-    for sample in pipeline:
-        key_str = json.loads(sample["json"]).get("uid")
-        key_u16 = np.array([divmod(int(key_str, 16), 2**64)], u16)[0]
-        a = np.searchsorted(subset, key_u16, "left")
-        b = np.searchsorted(subset, key_u16, "right")
-        for _ in range(b - a):
-            yield sample["__key__"]
 
 
 def _as_clip_ood(img_file: Path) -> Iterator[str]:
@@ -193,7 +159,7 @@ def test_a_uid_that_a_sample_shares_with_one_that_is_not_kept(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key, gone = _kept("sketch-pruned")[7], _kept("sketch-pruned", keep=False)[2]
-    _write_json(gone, json.dumps({"uid": _uid(key)}).encode())
+    _write_json(gone, json.dumps({"uid": small.uid(key)}).encode())
     error = _error(capsys, "small.yaml", "sketch-pruned", "--to", "datacomp")
     first, second = sorted([key, gone])
     named = f"{first[:5]}.tar: {first} and {second[:5]}.tar: {second} have the same uid"
@@ -202,7 +168,7 @@ def test_a_uid_that_a_sample_shares_with_one_that_is_not_kept(
 
 def _mapping(keys: list[str], path: Path, **columns: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame({"key": keys, "uid": [_uid(key) for key in keys]} | columns)
+    table = pd.DataFrame({"key": keys, "uid": [small.uid(key) for key in keys]} | columns)
     table.to_parquet(path)
     return path
 
@@ -224,7 +190,7 @@ def test_uids_that_are_declared(
     kept = _kept("sketch-pruned")
     bad = _mapping([key for key in keys if key != kept[3]], tmp_path / "bad.parquet")
     assert f"{kept[3]} has no uid in {bad}" in _error(capsys, *words, "--uids", bad)
-    bad = _mapping([*keys, keys[0]], bad, uid=[*map(_uid, keys), _uid("other")])
+    bad = _mapping([*keys, keys[0]], bad, uid=[*map(small.uid, keys), small.uid("other")])
     expected = f"bad.parquet: row 72: another uid for the key '{keys[0]}'; a column `shard` would"
     assert expected in _error(capsys, *words, "--uids", bad)
     pd.DataFrame({"key": keys}).to_parquet(bad)
