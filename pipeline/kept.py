@@ -83,6 +83,17 @@ class KeptSamples:
             int(artifacts.keep_of(self._mask, one).sum()) for one in range(self._files.start)
         )
 
+    def twins(self) -> list[int]:
+        """Which samples, counted over the range, have the key of the one before, in another tar."""
+        second, at, last = [], 0, None
+        for tar in self.tars:
+            if tar.samples:
+                key = tar.embeddings["key"]
+                if key[tar.rows[0]] == last:
+                    second.append(at)
+                last, at = key[tar.rows[-1]], at + tar.samples
+        return second
+
     def refuse_reference_keys(self) -> None:
         """Raise ValueError if a kept sample's key could be that of one of the reference."""
         for tar in self.tars:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hpc.stage import Progress
 from pipeline.data.rewriting import Sources, TarWriter, joined
@@ -37,6 +40,9 @@ def share(total: int, before: int, kept: int, kept_in_all: int, task: int, tasks
 class TarFolder:
     """Writes 00000.tar, 00001.tar, ..., of at most `samples_per_shard` samples, as even as can be.
 
+    Readers take neighbours with one key for one sample. Where keys begin anew in each of the pool's
+    tars, two such neighbours go into different tars.
+
     Attributes:
         files: `samples` and `xxh3` of each tar that was written.
         size: bytes written in all.
@@ -53,9 +59,10 @@ class TarFolder:
         total = (len(kept) if kept else 0) + len(added)
         pool = _Cursor(kept)
         tars = -(-total // self.samples_per_shard)
+        cuts = {total * at // tars for at in range(tars + 1)} if tars else set()
+        cuts |= _between_twins(kept, len(added), total) if kept else set()
         try:
-            for number in range(tars):
-                low, high = (total * at // tars for at in (number, number + 1))
+            for number, (low, high) in enumerate(pairwise(sorted(cuts))):
                 self._write_tar(f"{number:05d}.tar", pool, added, range(low, high), total)
                 self.progress(high, total, "samples")
         finally:
@@ -73,6 +80,17 @@ class TarFolder:
             samples += pool.copy(here.stop - at, out)
         self.files[name] = {"samples": samples, "xxh3": out.xxh3}
         self.size += out.size
+
+
+def _between_twins(kept: KeptSamples, added: int, total: int) -> set[int]:
+    """Positions of samples with the key of the one before, if no added one is between the two."""
+    second = kept.twins()
+    if not second:
+        return set()
+    pool = np.ones(total, dtype=bool)
+    pool[[place for _, place in places(added, total, range(total))]] = False
+    position = np.flatnonzero(pool)
+    return {int(position[at]) for at in second if position[at] == position[at - 1] + 1}
 
 
 def places(added: int, total: int, here: range) -> Iterator[tuple[int, int]]:

@@ -35,7 +35,7 @@ class Subset:
     """The splits that are trained on; a caption template for those that add the reference."""
     training: Training
     name: str = "subset"
-    version: int = 2
+    version: int = 3
 
     def tasks(self) -> list[Task]:
         """For each split its ranges; live, for each caption template the reference's files."""

@@ -11,14 +11,18 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
 import yaml
 
 from pipeline import artifacts, export, shards, stream, submit
 from pipeline.experiment import load_experiment
+from pipeline.kept import KeptSamples
 from pipeline.layout import Layout
-from pipeline.rewrite import places, share
+from pipeline.rewrite import TarFolder, places, share
+from pipeline.sections import Pool
+from pipeline.sources import file_identity
 from pipeline.stages import stages_of
 from pipeline.training import _shard_list
 from pipeline.training_data import StreamError, whole_samples
@@ -142,14 +146,56 @@ def test_tasks_share_the_reference_among_them() -> None:
         assert [one for part in parts for one in part] == list(range(100))
 
 
+def test_keys_that_begin_anew_in_each_tar_stay_samples_of_their_own(tmp_path: Path) -> None:
+    """A reader takes neighbours with one key for one sample: they must not be in one tar."""
+    layout = Layout(tmp_path / "run")
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "out").mkdir()
+    keep = [[0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
+    suffixes = ("jpg", "png", "png", "jpg", "jpg")
+    for index, suffix in enumerate(suffixes):
+        _write_file(layout, tmp_path / f"pool/{index}.tar", index, suffix)
+    bits = np.concatenate([np.packbits(np.array(file, dtype=bool)) for file in keep])
+    facts = dict.fromkeys(artifacts.MASK.attributes) | {"kept": sum(map(sum, keep))}
+    arrays = {"keep": bits, "rows": np.full(5, 4)}
+    artifacts.write(layout.mask("some"), artifacts.MASK, "d", arrays, facts)
+    mask = artifacts.read(layout.mask("some"), artifacts.MASK)
+    kept = KeptSamples(layout, Pool(shards=str(tmp_path / "pool/*.tar")), mask, range(5))
+    folder = TarFolder(tmp_path / "out", 100, lambda done, total, unit: None)
+    folder.write(kept)
+    found = []
+    for name, one in folder.files.items():
+        source = webdataset.SimpleShardList([str(tmp_path / "out" / name)])
+        samples = list(webdataset.DataPipeline(source, webdataset.tarfile_to_samples()))
+        assert len(samples) == one["samples"]
+        found += [(sample["__key__"], sample["txt"].decode()) for sample in samples]
+    assert found == [("1", "0/1"), ("3", "0/3"), ("3", "1/3"), ("3", "3/3"), ("0", "4/0")]
+
+
+def _write_file(layout: Layout, tar: Path, index: int, suffix: str) -> None:
+    """A tar of samples 0 to 3, and its embeddings."""
+    members = [
+        (f"{row}.{name}", f"{index}/{row}".encode()) for row in range(4) for name in (suffix, "txt")
+    ]
+    small.write_tar(tar, members)
+    arrays = {
+        "embedding": np.zeros((4, 1), np.float16),
+        "key": artifacts.encode_text(list("0123")),
+        "shard": np.zeros(4, np.int32),
+        "skipped_key": artifacts.encode_text([]),
+        "skipped_reason": artifacts.encode_text([]),
+    }
+    origin = {"path": str(tar), "identity": file_identity(tar)}
+    facts = dict.fromkeys(artifacts.EMBEDDINGS.attributes) | {"sources": [origin]}
+    artifacts.write(layout.embeddings("pool", index), artifacts.EMBEDDINGS, "d", arrays, facts)
+
+
 # Streams that fail
 
 
 @pytest.fixture
 def streamed(tmp_path: Path) -> tuple[Path, Path]:
     """A tar and the spans of all of it."""
-    from pipeline.sources import file_identity
-
     tar, spans = tmp_path / "it's 1 [x].tar", tmp_path / "keep.spans"
     small.write_tar(tar, small.shard(0, 6))
     end = tar.read_bytes().rstrip(b"\0")
