@@ -11,6 +11,8 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from hpc.words import nearest
+
 # Options that are not the user's, and why.
 _BY_SIMGAP = {
     name: reason
@@ -39,6 +41,8 @@ _OF_MODEL = (
     *("image_mean", "image_std", "image_interpolation", "image_resize_mode"),
 )
 _SCHEDULERS = ("cosine", "const", "const-cooldown")
+_TRACKERS = ("tensorboard", "wandb")
+_ALL = "all"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,7 +109,21 @@ def parse(options: Mapping[str, object]) -> argparse.Namespace:
         )
     if values.lr_scheduler == "const-cooldown" and values.epochs_cooldown is None:
         raise ValueError("lr-scheduler: const-cooldown needs the option epochs-cooldown")
+    trackers_in(values.report_to)
     return values
+
+
+def trackers_in(report_to: str) -> list[str]:
+    """The trackers that `report-to` names; each is also the name of the package that it needs.
+
+    Raises:
+        ValueError: a name is none of tensorboard, wandb, all; open_clip_train would pass over it.
+    """
+    named = [name.strip() for name in report_to.split(",") if name.strip()]
+    for name in named:
+        if name not in (*_TRACKERS, _ALL):
+            raise ValueError(f"report-to: unknown {name!r}; {nearest(name, [*_TRACKERS, _ALL])}")
+    return list(_TRACKERS) if _ALL in named else named
 
 
 def model_arguments(options: Mapping[str, object]) -> dict[str, Any]:

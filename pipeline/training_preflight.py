@@ -12,30 +12,22 @@ from pathlib import Path
 from hpc.words import count
 from pipeline.schedule import Schedule
 from pipeline.training_data import PIPE
+from pipeline.training_options import trackers_in
 
 _STATES = 3
 """Numbers a weight in a checkpoint: itself, and AdamW's two moments."""
 _BYTES = 4
 _AT_ONCE = 4
 """Checkpoints on disk at the end: the last but one, the last, and two that are being written."""
-_TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
-"""What `report-to` may name, and the package that it needs."""
 
 
 def check_trackers(report_to: str) -> None:
     """Check that what `report-to` names is installed.
 
     Raises:
-        ValueError: a name is none of tensorboard, wandb, all, or its package is absent.
+        ValueError: a package is absent, or as `trackers_in`.
     """
-    named = [name.strip() for name in report_to.split(",") if name.strip()]
-    for name in named:
-        if name not in (*_TRACKERS, "all"):
-            raise ValueError(
-                f"report-to: unknown {name!r}, expected {', '.join(_TRACKERS)}, or all"
-            )
-    wanted = list(_TRACKERS) if "all" in named else named
-    for package in (_TRACKERS[name] for name in wanted):
+    for package in trackers_in(report_to):
         if importlib.util.find_spec(package) is None:
             raise ValueError(
                 f"report-to: {report_to}: the package {package} is not installed here: "

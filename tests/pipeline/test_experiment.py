@@ -109,6 +109,8 @@ def test_a_good_experiment_loads_with_absolute_paths(values: dict[str, Any]) -> 
         ("training.splits=[fulll]", "training.splits.0: unknown split 'fulll'; did you mean 'full'?"),
         ("training.seeds=[0, 0]", "training.seeds: a seed appears twice"),
         ("training.options={learning-rate: 1}", "training.options: "),
+        ("training.options={report-to: tensorbord}", "training.options: report-to: unknown 'tensorbord'; did you mean 'tensorboard'?"),
+        ("training.options={report-to: 'wandb,none'}", "training.options: report-to: unknown 'none'; known: tensorboard, wandb, all"),
         ("tests.sketch.threshold=true", "tests.sketch.threshold: input should be a valid number, found True; or input should be 'reference'"),
         ("tests.sketch=3", "tests.sketch: expected a mapping of keys to values, found 3"),
         ("splits.pruned={near: null}", "splits.pruned: expected exactly one of: all, near, far, random, union"),
