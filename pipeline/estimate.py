@@ -44,6 +44,8 @@ class Work:
     written: Amount = NOTHING
     stored: Amount | None = None
     """Of what is written, what stays; all of it if not given."""
+    told_by: str = ""
+    """What would tell how long it computes, where neither operations nor images do."""
 
 
 def work_of(stage: str, task: str, sizes: Sizes) -> Work | None:
@@ -269,15 +271,8 @@ def _evaluate(task: str, sizes: Sizes) -> Work:
 
 def _features(task: str, sizes: Sizes) -> Work:
     """A forward pass for each image of a test set, or of those that probes are trained on."""
-    name = task.rpartition("/")[2]
-    section, costs = sizes.study.evaluation.few_shot, sizes.trained
-    assert section is not None
-    if name != PROBE_TRAINING:
-        images, size = sizes.images(name), sizes.set_bytes(name)
-    elif section.train is None and section.images_per_class is None:
-        images, size = sizes.images(REFERENCE), sizes.set_bytes(REFERENCE)
-    else:
-        images = size = unknown("a first run: how many images probes are trained on")
+    images, size = _asked_for_features(task.rpartition("/")[2], sizes)
+    costs = sizes.trained
     return Work(
         units=images,
         unit="images",
@@ -287,6 +282,42 @@ def _features(task: str, sizes: Sizes) -> Work:
         decoders=sizes.study.evaluation.workers,
         read=size + sizes.checkpoint,
         written=images * (4 * costs.dimensions + _ROW_NAME),
+    )
+
+
+def _asked_for_features(name: str, sizes: Sizes) -> tuple[Amount, Amount]:
+    """Images of a test set, or of those that probes are trained on; and their bytes."""
+    section = sizes.study.evaluation.few_shot
+    assert section is not None
+    if name != PROBE_TRAINING:
+        return sizes.images(name), sizes.set_bytes(name)
+    if section.train is None and section.images_per_class is None:
+        return sizes.images(REFERENCE), sizes.set_bytes(REFERENCE)
+    missing = unknown("a first run: how many images probes are trained on")
+    return missing, missing
+
+
+def _probe(task: str, sizes: Sizes) -> Work:
+    """How long a classifier trains depends on the features; a finished task is like the others."""
+    names = (PROBE_TRAINING, task.rpartition("/")[2])
+    features = total(_asked_for_features(name, sizes)[0] for name in names)
+    return Work(
+        units=Amount(1),
+        unit="tasks",
+        read=features * (4 * sizes.trained.dimensions),
+        told_by="a first task of the stage probe: how long classifiers train",
+    )
+
+
+def _retrieve(task: str, sizes: Sizes) -> Work:
+    """How many images and captions tars hold is not known before they are read."""
+    tars = sizes.study.evaluation.retrieval[task.rpartition("/")[2]].paths
+    size = Amount(sum(path.stat().st_size for path in tars))
+    return Work(
+        units=size,
+        unit="bytes",
+        read=size + sizes.checkpoint,
+        told_by="a first task of the stage retrieve: how many images and captions there are",
     )
 
 
@@ -314,5 +345,7 @@ _ESTIMATES: Mapping[str, Callable[[str, Sizes], Work]] = {
     "train": _train,
     "evaluate": _evaluate,
     "features": _features,
+    "probe": _probe,
+    "retrieve": _retrieve,
     "report": _report,
 }

@@ -81,6 +81,12 @@ def _split_faults(experiment: Experiment, name: str) -> Iterator[Fault]:
     if split.caption is not None and not is_template(split.caption):
         where: YamlPath = ("splits", name, "plus_reference")
         yield where, f"expected exactly one {{}} for the class name, found {split.caption!r}"
+    if split.caption is not None and experiment.reference.border:
+        what = (
+            "adds the reference's images as they are, byte for byte, but reference.border says "
+            f"that {experiment.reference.border} pixels are to be cut off: cut them off the files"
+        )
+        yield ("splits", name, "plus_reference"), what
 
 
 def _path(splits: Mapping[str, Split], start: str, goal: str) -> list[str]:

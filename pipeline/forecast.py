@@ -81,6 +81,8 @@ class _Pace:
             devices = self.resources.world * (1 if self.resources.gpus else cores)
             computing = self.speeds.device_seconds(work.speed, work.units, work.flops)
             found[self.device] = computing / devices
+        elif work.told_by:
+            found[self.device] = unknown(work.told_by)
         if work.images.value or work.images.missing:
             decoders = self.resources.world * max(1, min(work.decoders, cores))
             found["decoding"] = self.speeds.decoding_seconds(work.images) / decoders

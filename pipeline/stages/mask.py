@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hpc.files import read_json, write_json
-from hpc.stage import Context, OutputError, Recipe, Task, reference
+from hpc.files import write_json
+from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts, definitions
 from pipeline.layout import POOL, Layout
 from pipeline.pool_files import PoolFiles, in_threads
@@ -79,13 +79,7 @@ class Mask:
         if not task.name.startswith(_STATISTICS):
             hashes = artifacts.verify(path, artifacts.MASK, digest)
             return {"": artifacts.fingerprint(hashes)}
-        try:
-            made_for = read_json(path)["digest"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise OutputError(f"{path}: can't be read: {error!r}") from error
-        if made_for != digest:
-            raise OutputError(f"{path}: made for digest {made_for}, expected {digest}")
-        return {"": artifacts.hash_file(path)}
+        return artifacts.check_record(path, digest)
 
     def run(self, task: Task, context: Context) -> dict[str, Any]:
         """Write a split's keep mask, or its statistics.

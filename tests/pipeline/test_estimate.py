@@ -124,6 +124,22 @@ def test_features_of_a_model_take_a_forward_pass_of_each_image(values: dict[str,
     assert (test.units, training.units) == (Amount(M), Amount(R))
 
 
+def test_probes_and_retrieval_take_what_a_first_task_tells(values: dict[str, Any]) -> None:
+    Path("pairs.tar").write_bytes(b"1" * 700)
+    values["evaluation"] |= {"few_shot": {}, "retrieval": {"pairs": {"shards": "pairs.tar"}}}
+    sizes = _sizes(values)
+    probe = work_of("probe", "full/seed-0/sketch", sizes)
+    pairs = work_of("retrieve", "full/seed-0/pairs", sizes)
+    assert probe and probe.read == Amount((R + M) * 4 * D)
+    assert pairs and pairs.read == Amount(700) + sizes.checkpoint
+    plans = [
+        StagePlan(stage=stage, resources=Resources(), elements=[[task]], at_once=1)
+        for stage, task in (("probe", "full/seed-0/sketch"), ("retrieve", "full/seed-0/pairs"))
+    ]
+    for one in forecast(sizes.assessed, plans, sizes, Speeds({"files": {"read_gb": 1.0}})):
+        assert f"a first task of the stage {one.stage}" in str(one.seconds.missing)
+
+
 def test_a_split_that_is_not_made_yet_keeps_at_most_everything(values: dict[str, Any]) -> None:
     assert _sizes(values).kept("full") == Amount(N)
     assert _sizes(values).kept("pruned") == Amount(N, at_most=True)

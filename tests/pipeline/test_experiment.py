@@ -134,6 +134,15 @@ def test_a_fault_is_named_with_its_yaml_path(
     assert message in str(error.value)
 
 
+def test_images_that_are_added_as_they_are_have_no_border_to_cut_off(
+    values: dict[str, Any],
+) -> None:
+    assert _load(values, "splits.pruned.plus_reference=true").splits["pruned"].caption
+    fault = "splits.pruned.plus_reference: adds the reference's images as they are.* 2 pixels"
+    with pytest.raises(ExperimentError, match=fault):
+        _load(values, "splits.pruned.plus_reference=true", "reference.border=2")
+
+
 def test_all_faults_are_listed_at_once_with_their_lines(values: dict[str, Any]) -> None:
     values["pool"]["shard"] = "x"
     values["training"]["epochs"] = "many"
