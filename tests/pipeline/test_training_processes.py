@@ -36,6 +36,8 @@ STEPS: dict[str, Any] = {
     "local-loss": True,
     "gather-with-grad": True,
 }
+PATIENCE = 240
+"""Seconds in which processes end on a busy machine; torch's own would wait for half an hour."""
 
 
 @pytest.fixture(scope="module")
@@ -120,21 +122,22 @@ class Job:
     def wait(self) -> list[tuple[int, str]]:
         """Exit code and output of each process."""
         try:
-            outputs = [process.communicate(timeout=120)[0] for process in self.processes]
+            outputs = [process.communicate(timeout=PATIENCE)[0] for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()
         return [(one.returncode, said) for one, said in zip(self.processes, outputs, strict=True)]
 
 
+@pytest.mark.timeout(4 * PATIENCE)
 def test_four_processes_train_one_model_and_go_on_when_one_was_killed(
     four_shards: Path, tmp_path: Path
 ) -> None:
     job = Job.start(four_shards, tmp_path, {"first": {**STEPS, "die": 5}})
-    job.processes[3].wait(timeout=120)
+    job.processes[3].wait(timeout=PATIENCE)
     killed = time.monotonic()
     ends = job.wait()
-    assert time.monotonic() - killed < 30
+    assert time.monotonic() - killed < PATIENCE
     assert [code for code, _ in ends] == [1, 1, 1, -signal.SIGKILL], ends
     assert "rank 3 on" in ends[0][1] and "ended without a word" in ends[0][1]
     assert epoch(tmp_path, "first") == 1
@@ -171,7 +174,8 @@ def test_a_stage_follows_the_same_training_and_publishes_nothing(
     def train(**named: Any) -> Path:
         calls.append(named)
         checkpoint: Path = named["folder"] / "checkpoints" / "epoch_latest.pt"
-        for name in (checkpoint, named["folder"] / "out.log", named["folder"] / "out-1.log"):
+        beside = [named["folder"] / name for name in ("out.log", "out-1.log", "curve.csv")]
+        for name in (checkpoint, *beside):
             write_text(name, name.name)
         return checkpoint
 
