@@ -1,4 +1,4 @@
-"""Words for people: counts and durations, and the name that was probably meant."""
+"""Words for people: counts, bytes and durations, and the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """`1 task`, `2 tasks`, `41,408 shards`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def in_bytes(number: float) -> str:
+    """`204 kB`, `1.5 GB`: three digits."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
 
 
 def clock(seconds: float | None) -> str:

@@ -162,25 +162,26 @@ def _check_data(experiment: Any) -> Iterator[Finding]:
 
 
 def _pool_in_words(pool: Any) -> str:
-    from hpc.words import count
+    from hpc.words import count, in_bytes
 
     told = []
     if pool.embeddings is not None:
         files = [file.path for file in pool.embeddings.sources]
-        size = _size(sum(path.stat().st_size for path in files))
+        size = in_bytes(sum(path.stat().st_size for path in files))
         told.append(f"{count(len(files), 'file')} of embeddings, {size}")
     if pool.shards is not None:
-        size = _size(sum(shard.stat().st_size for shard in pool.paths))
+        size = in_bytes(sum(shard.stat().st_size for shard in pool.paths))
         told.append(f"{len(pool.paths)} shards, {size}")
     return "; ".join(told)
 
 
 def _check_weights(pretrained: str) -> Finding:
     from hpc.doctor import OK, WARNING, Finding
+    from hpc.words import in_bytes
     from pipeline.section_types import looks_like_file
 
     if looks_like_file(pretrained):
-        size = _size(Path(pretrained).stat().st_size)
+        size = in_bytes(Path(pretrained).stat().st_size)
         return Finding(verdict=OK, about="embedder", says=f"{pretrained}, {size}")
     return Finding(
         verdict=WARNING,
@@ -195,6 +196,7 @@ def _check_folder(experiment: Any) -> Iterator[Finding]:
     import tempfile
 
     from hpc.doctor import FAULT, OK, WARNING, Finding
+    from hpc.words import in_bytes
     from pipeline.layout import Layout
 
     there = next(path for path in (experiment.run, *experiment.run.parents) if path.exists())
@@ -207,11 +209,13 @@ def _check_folder(experiment: Any) -> Iterator[Finding]:
         yield Finding(verdict=FAULT, about="run", says=says, do=do)
         return
     layout = Layout(experiment.run)
-    missing = [name for name in experiment.trained_splits if not layout.subset(name).exists()]
+    copied = experiment.training is not None and experiment.training.data == "tars"
+    splits = experiment.trained_splits if copied else []
+    missing = [name for name in splits if not layout.subset(name).exists()]
     pool = sum(shard.stat().st_size for shard in experiment.pool.paths)
-    says = f"{experiment.run}, {_size(free)} free"
+    says = f"{experiment.run}, {in_bytes(free)} free"
     if pool * len(missing) > free:
-        says += f"; the tars of {len(missing)} splits may take {_size(pool * len(missing))}"
+        says += f"; the tars of {len(missing)} splits may take {in_bytes(pool * len(missing))}"
         do = "each split is at most as large as the pool; make room if yours are not much smaller"
         yield Finding(verdict=WARNING, about="run", says=says, do=do)
     else:
@@ -231,14 +235,6 @@ def _verify(stages: Sequence[Any], run: Path) -> Iterator[Finding]:
         yield Finding(verdict=FAULT, about=item.reference, says=item.reason, do=do)
     good = len(read) - len(damaged)
     yield Finding(verdict=OK, about="outputs", says=f"{good} tasks' outputs are as written")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 # where it runs

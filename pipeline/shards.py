@@ -20,7 +20,7 @@ from typing import Any
 
 from hpc.files import read_json
 from hpc.stage import OutputError
-from hpc.words import count
+from hpc.words import count, in_bytes
 from pipeline import artifacts, stream
 from pipeline.layout import Layout
 from pipeline.sections import Pool, Training
@@ -204,7 +204,7 @@ def bandwidth_in_words(shards: Sequence[Shard]) -> str:
     used, total = sum(shard.bytes for shard in shards), sum(shard.of for shard in shards)
     lost = bandwidth_lost(shards)
     words = (
-        f"live: an epoch uses {used / 1e9:,.2f} GB of {total / 1e9:,.2f} GB in "
+        f"live: an epoch uses {in_bytes(used)} of {in_bytes(total)} in "
         f"{count(sum(1 for shard in shards if shard.of), 'tar')} of the pool; {lost:.0%} of the "
         "read bandwidth is thrown away"
     )

@@ -119,6 +119,9 @@ def test_too_little_room_for_the_tars_of_the_splits(
     assert status == 0
     warning = next(line for line in lines if line.startswith("warning  run: "))
     assert "50 kB free; the tars of 3 splits may take" in warning
+    status, lines = _doctor(capsys, "small.yaml", "training.data=live")  # nothing is copied
+    assert not any("may take" in line for line in lines)
+    assert any(line.startswith("ok") and "50 kB free" in line for line in lines)
 
 
 def test_verify_reads_every_output_again(

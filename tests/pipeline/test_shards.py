@@ -246,7 +246,8 @@ def test_a_command_that_fails_is_no_silence(
 def test_bandwidth_that_is_thrown_away_is_told() -> None:
     identity = ("0.tar", 10_000_000, 1)
     half = [shards.Shard("pipe:", 5, 6_000_000, Path("0.tar"), identity)]
-    assert "40% of the read bandwidth is thrown away" in shards.bandwidth_in_words(half)
+    words = "uses 6 MB of 10 MB in 1 tar of the pool; 40% of the read bandwidth is thrown away"
+    assert words in shards.bandwidth_in_words(half)
     less = [shards.Shard("pipe:", 5, 2_000_000, Path("0.tar"), identity)]
     assert "training.data: tars" in shards.bandwidth_in_words(less)
 

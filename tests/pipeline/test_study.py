@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -230,11 +231,17 @@ def test_accuracy_is_that_of_open_clip_itself(finished: SmallStudy) -> None:
     np.testing.assert_allclose(stored["class_accuracy"], per_class)
 
 
+def _seconds_of_children() -> float:
+    """Of the processor: the machine may be busy with other things."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_same_command_again_does_nothing_and_says_so_at_once(finished: SmallStudy) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.run.rglob("*") if path.is_file()}
-    started = time.time()
+    started = _seconds_of_children()
     printed = finished.submit()
-    assert time.time() - started < 2
+    assert _seconds_of_children() - started < 2
     assert "is up to date" in printed
     after = {path: path.stat().st_mtime_ns for path in finished.run.rglob("*") if path.is_file()}
     before.pop(finished.run / ".submission")
