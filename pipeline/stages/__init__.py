@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpc.stage import Stage
-from pipeline.experiment import from_values
-from pipeline.layout import Layout
-from pipeline.sections import Experiment
+
+if TYPE_CHECKING:
+    from pipeline.sections import Experiment
 
 NAMES = (
     "embed",
@@ -30,6 +30,8 @@ NAMES = (
 
 def build_stages(study: Mapping[str, Any]) -> list[Stage]:
     """Make the stages of a resolved experiment, as a plan carries it."""
+    from pipeline.experiment import from_values
+
     return stages_of(from_values(study))
 
 
@@ -38,6 +40,7 @@ def stages_of(experiment: Experiment) -> list[Stage]:
 
     A study without training ends at the masks.
     """
+    from pipeline.layout import Layout
     from pipeline.stages.assign import Assign
     from pipeline.stages.cluster import Cluster
     from pipeline.stages.dedup import Dedup
