@@ -54,7 +54,7 @@ def draw_all(
         "similarity": [draw_similarities(one, limits) for one in queries],
         "against": [draw_against(one) for one in queries],
         "density": [draw_density(one) for one in queries],
-        "few_shot": _few_shot(run, results),
+        "few_shot": _few_shot(experiment, run, results),
         "training": [draw_training(curves)] if curves else [],
     }
 
@@ -93,7 +93,7 @@ def _roles(results: Results) -> dict[str, str]:
     return roles
 
 
-def _few_shot(run: Layout, results: Results) -> list[Plot]:
+def _few_shot(experiment: Experiment, run: Layout, results: Results) -> list[Plot]:
     return [
         draw_few_shot(
             test,
@@ -101,5 +101,5 @@ def _few_shot(run: Layout, results: Results) -> list[Plot]:
             {name: split.scores[test] for name, split in results.splits.items()
              if test in split.scores},
         )
-        for test, found in by_test(probes(run, results))
+        for test, found in by_test(probes(run, results, experiment.probed_tests))
     ]  # fmt: skip

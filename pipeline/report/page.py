@@ -89,8 +89,8 @@ def build_report(experiment: Experiment, run: Layout, provenance: Mapping[str, o
     found: dict[str, Any] = {
         "results": results,
         "models": models,
-        "probes": probes(run, results),
-        "retrievals": retrievals(run, results),
+        "probes": probes(run, results, experiment.probed_tests),
+        "retrievals": retrievals(run, results, experiment.retrieval_sets),
         "overlaps": overlaps(run, results),
     }
     text = _environment().get_template("page.html.j2").render(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.stage import OutputError
+from pipeline.curve import read_curve
 from pipeline.layout import Layout
 from pipeline.report.results import Results
 from pipeline.report.statistics import Score
@@ -48,12 +48,11 @@ def training_curves(run: Layout, results: Results) -> list[TrainingCurve]:
 
 def _columns(path: Path) -> list[list[float]]:
     """Samples, loss and speed; neighbouring lines are averaged where there are very many."""
-    names = ("samples", "loss", "samples_per_second")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = [[float(line[name]) for name in names] for line in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise OutputError(f"{path}: can't be read: {error!r}") from error
+        points = read_curve(path)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: can't be read: {error}") from error
+    lines = [(point.samples, point.loss, point.samples_per_second) for point in points]
     step = max(1, math.ceil(len(lines) / _DRAWN))
     groups = [lines[start : start + step] for start in range(0, len(lines), step)]
     means = [[math.fsum(side) / len(side) for side in zip(*group, strict=True)] for group in groups]
@@ -75,8 +74,13 @@ class Probe:
     k: int | None
 
 
-def probes(run: Layout, results: Results) -> list[Probe]:
+def probes(run: Layout, results: Results, tests: Sequence[str]) -> list[Probe]:
     """The probes that are there, of all seeds together.
+
+    Args:
+        run: the run.
+        results: the splits and seeds.
+        tests: the test sets that the study asks for; what an earlier form of it left is not read.
 
     Raises:
         OutputError: one can't be read.
@@ -84,7 +88,7 @@ def probes(run: Layout, results: Results) -> list[Probe]:
     found = []
     for split in results.splits:
         folders = [run.probes(split, seed) for seed in results.seeds]
-        for test in results.tests:
+        for test in tests:
             paths = [path for folder in folders if (path := folder / f"{test}.json").exists()]
             records = [_record(path) for path in paths]
             if records:
@@ -123,19 +127,24 @@ class Retrieval:
     """(direction, rank) -> recall by seed."""
 
 
-def retrievals(run: Layout, results: Results) -> list[Retrieval]:
+def retrievals(run: Layout, results: Results, sets: Sequence[str]) -> list[Retrieval]:
     """The retrieval results that are there, of all seeds together.
+
+    Args:
+        run: the run.
+        results: the splits and seeds.
+        sets: the image-caption sets that the study asks for, as `probes`.
 
     Raises:
         OutputError: one can't be read.
     """
     found = []
     for split in results.splits:
-        records: dict[str, list[Mapping[str, Any]]] = {}
-        for seed in results.seeds:
-            for path in sorted(run.retrievals(split, seed).glob("*.json")):
-                records.setdefault(path.stem, []).append(_record(path))
-        found += [_retrieval(split, name, records[name]) for name in records]
+        for name in sets:
+            paths = [run.retrieval(split, seed, name) for seed in results.seeds]
+            records = [_record(path) for path in paths if path.exists()]
+            if records:
+                found.append(_retrieval(split, name, records))
     return found
 
 

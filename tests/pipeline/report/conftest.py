@@ -50,6 +50,7 @@ class Study:
     chance: dict[str, float] = field(default_factory=lambda: dict(CHANCE))
     """How often the models of each split are right."""
     baselines: Path | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     @property
@@ -73,6 +74,7 @@ class Study:
                     "seeds": list(self.seeds),
                     "splits": self.trained,
                 },
+                "evaluation": self.evaluation,
                 "report": {
                     "title": "A <small> study",
                     "gallery": self.gallery,

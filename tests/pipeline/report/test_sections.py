@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from hpc.stage import OutputError
 from pipeline.baselines import read_baselines
+from pipeline.curve import Point
 from pipeline.report import Page, build_report
 from pipeline.report.comparisons import _line, logit
 from pipeline.report.recorded import training_curves
@@ -40,6 +42,7 @@ CHANCE = {
     "full": 0.85, "sketch-pruned": 0.5, "sketch-control": 0.83, "near-60": 0.5, "near-30": 0.2,
     "far-60": 0.86, "far-30": 0.8, "random-60": 0.78, "random-30": 0.6,
 }  # fmt: skip
+POINT = [field.name for field in fields(Point)]
 FEW_SHOT = {"1": [0.3, 0.4], "4": [0.6, 0.5]}
 
 
@@ -54,7 +57,8 @@ def enrich(study: Study) -> Study:
                          "linear_probe": {"top1": 0.7 + 0.01 * seed, "top5": 1.0,
                                           "mean_per_class": 0.7},
                          "knn": {"top1": 0.65, "k": 20}}  # fmt: skip
-                _write(run.probes(split, seed) / f"{test}.json", probe)
+                _write(run.probe(split, seed, test), probe)
+            _write(run.retrieval(split, seed, "taken-out"), {"name": "of an earlier study"})
             recalls = {"1": 0.25, "5": 0.5 + 0.1 * seed}
             _write(run.retrievals(split, seed) / "flickr.json",
                    {"name": "flickr", "images": 100, "captions": 500,
@@ -67,11 +71,11 @@ def enrich(study: Study) -> Study:
 
 def _curve(path: Path, random: np.random.Generator) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ["epoch,samples,loss,learning_rate,samples_per_second,batch_seconds,time"]
+    lines = [",".join(POINT)]
     for step in range(1, 41):
         loss = 4 / step**0.4 + 0.05 * random.random()
         lines.append(
-            f"{step // 20},{step * 800},{loss},0.001,{500 + step},0.1,2026-01-01T00:00:00Z"
+            f"{step // 20},{step * 800},{loss},0.001,{500 + step},0.1,2026-01-01T00:00:00Z,14"
         )
     path.write_text("\n".join(lines) + "\n")
 
@@ -88,7 +92,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     published = [("a", 0.5, 0.2), ("b", 0.6, 0.3), ("c", 0.75, 0.4), ("d", 0.8, 0.6)]
     lines = [f"{m},{t},{v}" for m, x, y in published for t, v in (("photo", x), ("sketch", y))]
     table.write_text("\n".join(["model,test,accuracy", *lines, "a,elsewhere,0.1"]) + "\n")
-    made = Study(folder, splits=SPLITS, chance=CHANCE, gallery=0, baselines=table)
+    asked = {"few_shot": {"tests": ["sketch"]}, "retrieval": {"flickr": {"shards": "flickr.tar"}}}
+    made = Study(folder, splits=SPLITS, chance=CHANCE, gallery=0, baselines=table, evaluation=asked)
     return enrich(made.make())
 
 
@@ -147,32 +152,40 @@ def test_few_shot_probes_and_retrieval(made: Page, page: Element) -> None:
     assert (rows["full", "1"]["lowest"], rows["full", "1"]["highest"]) == ("0.3", "0.4")
     assert rows["full", "1"]["draws"] == "6"  # two draws, three seeds
     table = page.one("section", id="probes").one("table").rows()
-    assert table[1] == ["full", "linear probe", f"71.0 70.0{DASH}72.0", f"71.0 70.0{DASH}72.0"]
+    assert table[1] == ["full", "linear probe", DASH, f"71.0 70.0{DASH}72.0"]
     assert table[2][:2] == ["full", "k-NN"]
     found = page.one("section", id="retrieval").one("table").rows()
     assert found[1][1:3] == [f"25.0 25.0{DASH}25.0", f"60.0 50.0{DASH}70.0"]
     assert data(made, "retrieval")[1]["recall"] == "0.6"
 
 
+def test_what_is_no_longer_asked_for_is_not_shown(made: Page) -> None:
+    assert {row["data"] for row in data(made, "retrieval")} == {
+        "flickr"
+    }  # taken-out lies beside it
+    assert {row["test"] for row in data(made, "probes")} == {"sketch"}
+    assert "few-shot-photo" not in {plot.name for plot in made.plots}
+
+
 def test_training_curves_are_those_of_the_file(study: Study, made: Page) -> None:
     rows = [row for row in data(made, "training") if (row["split"], row["seed"]) == ("full", "1")]
     source = list(csv.DictReader(study.layout.curve("full", 1).open()))
     assert [float(row["loss"]) for row in rows] == [float(row["loss"]) for row in source]
-    assert rows[-1]["samples"] == "32000.0"
+    assert float(rows[-1]["samples"]) == 32000
 
 
 def test_long_curves_are_averaged_and_broken_ones_are_named(make: Make) -> None:
     study = make(gallery=0, seeds=(0,))
     path = study.layout.curve("full", 0)
     path.parent.mkdir(parents=True)
-    lines = [f"{step},{step % 2},10" for step in range(6000)]
-    path.write_text("\n".join(["samples,loss,samples_per_second", *lines]))
+    points = [f"1,{step},{step % 2},0.1,10,1,2026-01-01T00:00:00Z,14" for step in range(6000)]
+    path.write_text("\n".join([",".join(POINT), *points]))
     results = read_results(study.experiment, study.layout)
     (curve,) = training_curves(study.layout, results)
     assert len(curve.loss) == 300
     assert set(curve.loss) == {0.5}
     path.write_text("samples,loss\n1,2\n")
-    with pytest.raises(OutputError, match=r"curve\.csv: can't be read"):
+    with pytest.raises(OutputError, match=r"curve\.csv: can't be read: .* line 2: not a point"):
         training_curves(study.layout, results)
 
 
