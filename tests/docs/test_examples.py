@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from hpc.profile import load_profile
 from pipeline.sections import Experiment
+from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES
 from tests.docs.pages import PAGES, examples
 
@@ -31,7 +32,7 @@ def test_every_example_would_be_taken(text: str, tmp_path: Path) -> None:
         profile = values if {"defaults", "stages", "speeds"} & set(values) else {"defaults": values}
         path = tmp_path / "site.yaml"
         path.write_text(yaml.safe_dump(profile))
-        assert load_profile(path, NAMES)
+        assert load_profile(path, NAMES, SPEEDS)
 
 
 def _check(model: type[BaseModel], field: str, value: Any) -> None:

@@ -18,6 +18,7 @@ from hpc.stage import DistributedStage, Resources
 from pipeline import doctor, installed
 from pipeline.experiment import load_experiment
 from pipeline.layout import shipped
+from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES, stages_of
 from tests.pipeline import small
 from tests.pipeline.small import SmallStudy
@@ -211,7 +212,7 @@ def test_local_changes_of_the_code_are_a_warning(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_every_shipped_profile_can_be_read(path: Path) -> None:
-    profile = load_profile(path, NAMES)
+    profile = load_profile(path, NAMES, SPEEDS)
     for stage in NAMES:
         chosen = profile.slurm(stage)
         assert not (chosen.partition or chosen.account or chosen.qos or chosen.constraint), path
@@ -231,7 +232,7 @@ def test_the_generic_profile_is_valid_with_every_key_on(tmp_path: Path) -> None:
     text = (TEMPLATES[0].parent / "generic.yaml").read_text()
     path = tmp_path / "all.yaml"
     path.write_text(re.sub(r"^(  )# (?=( *- )|( *\w+:(?: |$)))", r"\1", text, flags=re.M))
-    profile = load_profile(path, NAMES)
+    profile = load_profile(path, NAMES, SPEEDS)
     asked = profile.slurm("train")
     assert asked.partition and asked.account and asked.qos and asked.constraint
     assert asked.container and asked.container.arguments
