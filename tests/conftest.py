@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.pipeline import small
 from tests.pipeline.small import SmallStudy
@@ -14,16 +14,25 @@ from tests.pipeline.small import SmallStudy
 # Two processes on two cores: idle threads of one must not keep those of the other waiting.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-SLURM = Path(__file__).parent / "slurm"
+SLURM = "tests/slurm"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+class _ByFile(LoadScopeScheduling):
+    """A file's tests share what they made; Slurm's share clusters."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return SLURM if nodeid.startswith(SLURM) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """How `pytest -n 2` shares the tests out."""
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share what they made; Slurm's share clusters, and, being longest, begin."""
-    items.sort(key=lambda item: SLURM not in item.path.parents)
-    for item in items:
-        group = SLURM.name if SLURM in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Slurm's tests, being longest, begin."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLURM))
 
 
 @pytest.fixture(scope="session")
