@@ -38,7 +38,8 @@ def whole_samples(shards: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _streamed(shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    from open_clip_train.data import tarfile_to_samples_nothrow
+    from open_clip_train.data import group_by_keys_nothrow
+    from webdataset.tariterators import tar_file_expander, url_opener
 
     errors: list[Exception] = []
 
@@ -46,9 +47,17 @@ def _streamed(shard: dict[str, Any]) -> Iterator[dict[str, Any]]:
         errors.append(error)
         return True
 
+    def opened() -> Iterator[dict[str, Any]]:
+        for one in url_opener([shard], handler=note):
+            # Or webdataset drops what it has just read if the command is found to have failed,
+            # and the reason with it; `_close` looks at the status.
+            one["stream"].ignore_errors = True
+            yield one
+
     try:
         # webdataset puts the open stream into `shard`.
-        for sample in tarfile_to_samples_nothrow([shard], handler=note):
+        files = tar_file_expander(opened(), handler=note)
+        for sample in group_by_keys_nothrow(files, handler=note):
             if sample["__key__"] == FAILED:
                 raise StreamError(sample[REASON].decode("utf-8", "replace"))
             yield sample
