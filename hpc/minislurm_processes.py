@@ -49,6 +49,12 @@ def job_processes(conf: str, node: str | None = None) -> set[int]:
     new |= {
         parent for pid in new if (parent := running[pid].parent) in running and _is_stepd(parent)
     }
+    if node is None:  # one that has outlived its children says only whose it is
+        new |= {
+            pid
+            for pid, one in running.items()
+            if one.environment.get("SLURM_CONF") == conf and _is_stepd(pid)
+        }
     while new:
         found |= new
         related = {pid for pid, one in running.items() if {one.parent, one.session} & found}
