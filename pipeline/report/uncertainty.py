@@ -21,7 +21,6 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -171,10 +170,12 @@ def bootstrap(values: Array, limits: tuple[float, float], name: str = "") -> Int
 
 def student(by_seed: tuple[float, ...]) -> Interval | None:
     """Student's t interval of a mean over seeds; None with one seed."""
+    from scipy.stats import t
+
     if len(by_seed) < 2:
         return None
     mean, error = float(np.mean(by_seed)), float(np.std(by_seed, ddof=1)) / math.sqrt(len(by_seed))
-    reach = t_quantile(len(by_seed) - 1) * error
+    reach = float(t.isf(_TAIL, len(by_seed) - 1)) * error
     return Interval(mean - reach, mean + reach)
 
 
@@ -183,28 +184,3 @@ def _together(mean: float, *intervals: Interval) -> Interval:
     below = math.hypot(*(mean - one.low for one in intervals))
     above = math.hypot(*(one.high - mean for one in intervals))
     return Interval(mean - below, mean + above)
-
-
-@lru_cache
-def t_quantile(freedom: int) -> float:
-    """How many standard errors an interval of CONFIDENCE reaches to either side.
-
-    With x = sqrt(freedom) tan(a), Student's distribution function is 1/2 plus the integral of
-    cos(a)^(freedom - 1) from 0 to a, normalised: smooth, so that Gauss's quadrature gives it and
-    halving finds the quantile.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-    """
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-
-    def above_half(angle: float) -> float:
-        cosines = np.cos(angle * (nodes + 1) / 2)
-        return scale * angle / 2 * float(weights @ cosines ** (freedom - 1))
-
-    low, high = 0.0, min(math.pi / 2, math.atan(13 / math.sqrt(freedom)))
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if above_half(middle) > 0.5 - _TAIL else (middle, high)
-    return math.sqrt(freedom) * math.tan(low)
