@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.engine import Place
 from kernels.exact import ROUNDING, float32_bound
-from kernels.grouped import Place
 from kernels.quantised import Quantised
 
 _TILE_ROWS, _TILE_QUERIES = 2048, 4096
@@ -35,7 +35,7 @@ class _Tiled:
         self.epsilon = float32_bound(self._dimensions)
 
     def upper_bounds(self, rows_BD: Tensor) -> Tensor:
-        """See `grouped.Engine`."""
+        """See `kernels.engine.Engine`."""
         upper_BG = _empty((len(rows_BD), self._groups), np.float32)
         groups = max(1, _TILE_QUERIES // self._width)
         space = _empty((_TILE_ROWS * groups * self._width,), np.float32).view(self.tile_type)
@@ -53,7 +53,7 @@ class _Tiled:
         return upper_BG
 
     def products(self, rows_XRD: Tensor, queries_XWD: Tensor) -> Tensor:
-        """See `grouped.Engine`."""
+        """See `kernels.engine.Engine`."""
         return torch.bmm(rows_XRD.float(), queries_XWD.float().mT)
 
     def _load(self, rows_RD: Tensor) -> Any:

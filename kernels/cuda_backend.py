@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from kernels.engine import Engine, Place
 from kernels.exact import ROUNDING, float32_bound, tensor_core_bound
-from kernels.grouped import Engine, Place
 
 _TILE_NUMBERS = 2**28
 """float32 numbers of a tile: 1 GiB."""
@@ -45,7 +45,7 @@ class TensorCores:
         self.epsilon = (tensor_core_bound if narrow else float32_bound)(dimensions)
 
     def upper_bounds(self, rows_BD: Tensor) -> Tensor:
-        """See `grouped.Engine`."""
+        """See `kernels.engine.Engine`."""
         groups, width, dimensions = self._queries_GWD.shape
         upper_BG = torch.empty(len(rows_BD), groups, device=rows_BD.device)
         step = max(1, _TILE_NUMBERS // (len(rows_BD) * width))
@@ -56,7 +56,7 @@ class TensorCores:
         return upper_BG.add_(self.epsilon + ROUNDING)
 
     def products(self, rows_XRD: Tensor, queries_XWD: Tensor) -> Tensor:
-        """See `grouped.Engine`."""
+        """See `kernels.engine.Engine`."""
         return self._product(rows_XRD, queries_XWD)
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:

@@ -14,29 +14,29 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
-from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from kernels.blocks import Watch, in_blocks
+from kernels.engine import Place
 from kernels.exact import (
     ROUNDING,
     Floats,
     Ints,
     Progress,
     Rows,
-    check_squares,
     float32_bound,
     merge_neighbours,
 )
 from kernels.neighbours import Neighbours
+from kernels.precision import full_precision
 from kernels.results import Duplicates, Effort, PoolScan, QueryScan
 
 _FIRST_ROWS = 4096
@@ -46,34 +46,6 @@ _PAIRS_AT_ONCE = {"cpu": 2**15, "cuda": 2**21}
 _NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
 """Numbers that are gathered at a time to multiply them; on a CPU they fit its cache."""
 _NO_QUERY = torch.iinfo(torch.int64).max
-_ON_CPU: Any = torch.backends.mkldnn  # its stubs lack `matmul`
-
-
-class Engine(Protocol):
-    """A fast way to multiply. It holds the grouped queries as it likes them."""
-
-    epsilon: float
-    """The error bound of `products`."""
-
-    def upper_bounds(self, rows_BD: Tensor) -> Tensor:
-        """For float16 rows (B, D): (B, G) float32; nothing in a group is above its number."""
-
-    def products(self, rows_XRD: Tensor, queries_XWD: Tensor) -> Tensor:
-        """Multiply float16 (X, R, D) by (X, W, D): float32 (X, R, W), each within `epsilon`."""
-
-
-class Place(NamedTuple):
-    """Where work is done, and how it is cut. No result depends on it."""
-
-    device: torch.device
-    make_engine: Callable[[Tensor], Engine]
-    """From the queries in their groups, float16 (G, W, D), on the device."""
-    width: int
-    """W."""
-    workers: int
-    """Threads; on a GPU they take turns, one reads and decides while another multiplies."""
-    block_rows: int
-    """B."""
 
 
 class Groups(NamedTuple):
@@ -136,10 +108,10 @@ class Scanner:
             best_query_NS[rows] = block.best_query_BS.cpu().numpy()
             return effort
 
-        with _full_precision():
+        with full_precision():
             for side in self._sides:
                 side.prepare(pool_ND)
-            effort = _in_blocks(pool_ND, self._sides, work, progress)
+            effort = in_blocks(pool_ND, self._sides, work, progress)
         self._effort += replace(
             effort,
             rows=len(pool_ND),
@@ -167,7 +139,7 @@ def duplicates(rows_ND: Rows, *, threshold: float, place: Place) -> Duplicates:
     earlier_N = np.full(len(rows_ND), -1, dtype=np.int64)
     similarity_N = np.full(len(rows_ND), -np.inf)
     no_tests = np.zeros(1, dtype=np.int64)
-    with _full_precision():
+    with full_precision():
         for start in range(0, len(rows_ND), 4 * place.block_rows):
             queries_MD = rows_ND[start : start + 4 * place.block_rows]
             side = _Side(place, queries_MD, np.full(len(queries_MD), threshold), no_tests, 1)
@@ -182,7 +154,7 @@ def duplicates(rows_ND: Rows, *, threshold: float, place: Place) -> Duplicates:
                 similarity_N[row] = similarity_A.cpu().numpy()
                 return Effort()
 
-            _in_blocks(rows_ND[start:], [side], work, lambda done, rows: None)
+            in_blocks(rows_ND[start:], [side], work, lambda done, rows: None)
     return Duplicates(earlier_N, similarity_N)
 
 
@@ -244,7 +216,7 @@ class _Side:
 
     def scan(self, block: _Block) -> Effort:
         """Find the pairs of a block that matter and enter them everywhere."""
-        watch = _Watch(self.place.device)
+        watch = Watch(self.place.device)
         upper_BG = self._engine.upper_bounds(block.rows_BD)
         multiplying = watch.lap()
 
@@ -470,93 +442,6 @@ class _Block:
         return row_P * self.near_BS.shape[1] + test_P
 
 
-class _Watch:
-    """Seconds between laps, of finished work: on a GPU it waits for the stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
-        last, self._last = self._last, time.perf_counter()
-        return self._last - last
-
-
-def _in_blocks(
-    pool_ND: Rows,
-    sides: Sequence[_Side],
-    work: Callable[[_Side, int, Tensor], Effort],
-    progress: Progress,
-) -> Effort:
-    """Call `work(side, first_row, rows_BD)` for all blocks, in threads; whoever is free takes one.
-
-    Raises:
-        ValueError: rows are not finite or not of length one.
-        Exception: whatever `work` raised first.
-    """
-    workers = [side for side in sides for _ in range(side.place.workers)]
-    size = min(sides[0].place.block_rows, -(-len(pool_ND) // len(workers)))
-    firsts = iter(range(0, len(pool_ND), size))  # threads share it: its `next` is atomic
-    reports: SimpleQueue[Effort | BaseException] = SimpleQueue()
-    stop = threading.Event()
-
-    def run(side: _Side) -> None:
-        try:
-            with torch.inference_mode(), _own_stream(side.place.device):
-                load = _Loader(side.place.device, size, pool_ND.shape[1])
-                for first in firsts:
-                    if stop.is_set():
-                        return
-                    rows_BD, loading = load(pool_ND[first : first + size])
-                    squares_B = rows_BD.float().square_().sum(1, dtype=torch.float64)
-                    check_squares("pool_ND", squares_B.cpu().numpy(), first)
-                    effort = work(side, first, rows_BD)
-                    reports.put(effort + loading)
-        except BaseException as error:
-            reports.put(error)
-
-    total = Effort()
-    with _one_thread_each(sides[0].place.device):
-        threads = [threading.Thread(target=run, args=(side,), daemon=True) for side in workers]
-        try:
-            for thread in threads:
-                thread.start()
-            while total.rows < len(pool_ND):
-                report = reports.get()
-                if isinstance(report, BaseException):
-                    raise report
-                total += report
-                progress(total.rows, len(pool_ND))
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-    return total
-
-
-class _Loader:
-    """Brings pool rows to a device, through memory that it can copy from by itself."""
-
-    def __init__(self, device: torch.device, rows: int, dimensions: int) -> None:
-        self._device = device
-        shape, on_gpu = (rows, dimensions), device.type == "cuda"
-        self._buffer = torch.empty(shape, dtype=torch.float16, pin_memory=True) if on_gpu else None
-
-    def __call__(self, rows_BD: Rows) -> tuple[Tensor, Effort]:
-        watch = _Watch(self._device)
-        if self._buffer is None:
-            in_memory_BD = torch.from_numpy(np.array(rows_BD))
-            return in_memory_BD, Effort(rows=len(rows_BD), reading=watch.lap())
-        host_BD = self._buffer[: len(rows_BD)]
-        np.copyto(host_BD.numpy(), rows_BD)
-        reading = watch.lap()
-        on_device_BD = host_BD.to(self._device, non_blocking=True)
-        return on_device_BD, Effort(rows=len(rows_BD), reading=reading, copying=watch.lap())
-
-
 def _rows_in_stack(kind: str, rows_in_group: float) -> int:
     """A power of two near the usual number of rows that open a group: less is left empty."""
     fewest = {"cpu": 8, "cuda": 32}[kind]
@@ -569,62 +454,3 @@ def _count_within(count_U: Tensor) -> Tensor:
     return torch.arange(int(count_U.sum()), device=count_U.device) - first_U.repeat_interleave(
         count_U
     )
-
-
-@contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
-    """What a thread launches is ordered by itself, beside that of other threads."""
-    if device.type == "cpu":
-        yield
-        return
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-        yield
-
-
-@contextmanager
-def _one_thread_each(device: torch.device) -> Iterator[None]:
-    """Switch off the threads inside operations, for there is one worker for each core."""
-    if device.type == "cuda":
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Switch TF32, bfloat16 and float16 sums off, and switch back."""
-    before, on_cuda = _precision(), torch.backends.cuda.matmul
-    reduced = on_cuda.allow_fp16_reduced_precision_reduction
-    try:
-        on_cuda.allow_fp16_reduced_precision_reduction = False
-        _set_precision(("ieee", "ieee") if isinstance(before, tuple) else "highest")
-        with torch.inference_mode():
-            yield
-    finally:
-        on_cuda.allow_fp16_reduced_precision_reduction = reduced
-        _set_precision(before)
-
-
-def _precision() -> tuple[str, str] | str:
-    """How float32 matrices are multiplied on CUDA and on the CPU; one word before torch 2.9.
-
-    From 2.9 on the one word must not be read once the two were set: torch raises.
-    """
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        return torch.get_float32_matmul_precision()
-    return torch.backends.cuda.matmul.fp32_precision, _ON_CPU.matmul.fp32_precision
-
-
-def _set_precision(precision: tuple[str, str] | str) -> None:
-    if isinstance(precision, str):
-        torch.set_float32_matmul_precision(precision)
-    else:
-        on_cuda, on_cpu = precision
-        torch.backends.cuda.matmul.fp32_precision = on_cuda
-        _ON_CPU.matmul.fp32_precision = on_cpu

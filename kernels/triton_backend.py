@@ -18,8 +18,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.cuda_backend import TensorCores, gpu_places
+from kernels.engine import Place
 from kernels.exact import ROUNDING, tensor_core_bound
-from kernels.grouped import Place
 from kernels.quantised import Quantised
 
 
@@ -239,7 +239,7 @@ class Float16(TensorCores):
         self._widening = tensor_core_bound(queries_GWD.shape[2]) + ROUNDING
 
     def upper_bounds(self, rows_BD: Tensor) -> Tensor:
-        """See `grouped.Engine`."""
+        """See `kernels.engine.Engine`."""
         return self._maxima(rows_BD).add_(self._widening)
 
 
@@ -252,7 +252,7 @@ class Int8(TensorCores):
         self._maxima = GroupMaxima(self._quantised.int8_GWD, **how)
 
     def upper_bounds(self, rows_BD: Tensor) -> Tensor:
-        """See `grouped.Engine`."""
+        """See `kernels.engine.Engine`."""
         rows = self._quantised.rows(rows_BD)
         return self._quantised.upper_bounds(rows, self._maxima(rows.int8_BD), slice(None))
 

@@ -12,8 +12,8 @@ import torch
 import kernels
 from kernels import cpu_backend, grouped
 from kernels.choice import _fault
+from kernels.engine import Place
 from kernels.exact import Floats, Ints, Rows
-from kernels.grouped import Place
 
 ON_CPU = [name for name in cpu_backend.ENGINES if not _fault(name, "cpu")]
 """Those that this processor has the instructions for."""
