@@ -35,9 +35,9 @@ from benchmarks.results import append
 from hpc.files import read_json
 from hpc.stage import Context, Resources
 from pipeline import artifacts
+from pipeline.experiment.sections import Pool
+from pipeline.experiment.splits import Split
 from pipeline.layout import Layout
-from pipeline.sections import Pool
-from pipeline.split_section import Split
 from pipeline.stages.mask import Mask
 
 TESTS = ["val", "v2", "sketch", "a", "r", "objectnet"]

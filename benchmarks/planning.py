@@ -28,7 +28,7 @@ from benchmarks.results import append
 from hpc.ledger import Ledger, Marker, signature
 from hpc.plan import assess
 from pipeline import status, submit
-from pipeline.experiment import load_experiment
+from pipeline.experiment.load import load_experiment
 from pipeline.stages import stages_of
 from tests.pipeline import small
 

@@ -32,10 +32,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.results import append
-from pipeline import stream
 from pipeline.data.rewriting import TarWriter, joined
 from pipeline.data.tars import Sample, index_shard
-from pipeline.sources import file_identity
+from pipeline.experiment.sources import file_identity
+from pipeline.subsets import stream
 
 MEAN_BYTES = 29_000
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = parser().parse_intermixed_args(argv)
     from hpc.slurm import SlurmError
-    from pipeline.experiment import ExperimentError
+    from pipeline.experiment.load import ExperimentError
     from pipeline.study import load_study
 
     try:

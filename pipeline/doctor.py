@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.profile import CLUSTERS
 from pipeline.command_line import study_parser
-from pipeline.speeds import SPEEDS
+from pipeline.forecast.speeds import SPEEDS
 from pipeline.stages import NAMES
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 def _load(arguments: argparse.Namespace) -> tuple[Any, Finding]:
     from hpc.doctor import FAULT, OK, Finding
     from hpc.words import count
-    from pipeline.experiment import ExperimentError
+    from pipeline.experiment.load import ExperimentError
     from pipeline.study import load_study
 
     try:
@@ -145,7 +145,7 @@ def _check_data(experiment: Any) -> Iterator[Finding]:
     from hpc.doctor import FAULT, OK, Finding
     from hpc.words import count
     from pipeline.data.folders import other_folders
-    from pipeline.sources import classes_in
+    from pipeline.experiment.sources import classes_in
 
     yield Finding(verdict=OK, about="pool", says=_pool_in_words(experiment.pool))
     for name, images in {"reference": experiment.reference, **experiment.tests}.items():
@@ -178,7 +178,7 @@ def _pool_in_words(pool: Any) -> str:
 def _check_weights(pretrained: str) -> Finding:
     from hpc.doctor import OK, WARNING, Finding
     from hpc.words import in_bytes
-    from pipeline.section_types import looks_like_file
+    from pipeline.experiment.fields import looks_like_file
 
     if looks_like_file(pretrained):
         size = in_bytes(Path(pretrained).stat().st_size)
@@ -257,7 +257,7 @@ def _check_profile(profile: Any, cluster: str, experiment: Any) -> Iterator[Find
 def _check_training(training: Any, profile: Any) -> Iterator[Finding]:
     """The batch of a step, and the parts of an epoch, with as many processes as the profile has."""
     from hpc.doctor import FAULT, Finding
-    from pipeline.global_batch import check_training
+    from pipeline.training.global_batch import check_training
 
     try:
         check_training(training, profile.resources("train"), profile.name)

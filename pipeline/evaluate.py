@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from hpc.words import clock, count
 
 if TYPE_CHECKING:
-    from pipeline.evaluation_request import Subject
+    from pipeline.evaluation.request import Subject
+    from pipeline.experiment.sections import TestSet
     from pipeline.models import Embedder
-    from pipeline.sections import TestSet
 
 _EPILOG = """\
 examples:
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from pipeline.evaluation_request import subject_of, tests_of
+    from pipeline.evaluation.request import subject_of, tests_of
     from pipeline.study import load_study
 
     experiment = load_study(arguments.experiment) if arguments.experiment else None
@@ -144,7 +144,7 @@ def _is_there(path: Path, digest: str) -> bool:
     """
     from hpc.stage import OutputError
     from pipeline import artifacts
-    from pipeline.zero_shot import check_results
+    from pipeline.evaluation.zero_shot import check_results
 
     with suppress(OutputError):  # missing, damaged, or cut off before both files were there
         if artifacts.read(path, artifacts.EVALUATION).digest != digest:
@@ -159,8 +159,8 @@ def _is_there(path: Path, digest: str) -> bool:
 def _run(
     subject: Subject, tests: Mapping[str, TestSet], digests: Mapping[str, str], folder: Path
 ) -> None:
+    from pipeline.evaluation.zero_shot import Evaluated, classify, templates_of, write_results
     from pipeline.models import load_embedder
-    from pipeline.zero_shot import Evaluated, classify, templates_of, write_results
 
     if not tests:
         return

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.command_line import study_parser
 
 if TYPE_CHECKING:
+    from pipeline.experiment.sections import Experiment
     from pipeline.exports.selected import Selected
-    from pipeline.sections import Experiment
 
 FORMS = ("datacomp", "parquet", "clip-ood", "list")
 _SECONDS_BETWEEN_LINES = 10
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = parser().parse_intermixed_args(argv)
     from hpc.stage import OutputError
-    from pipeline.experiment import ExperimentError
+    from pipeline.experiment.load import ExperimentError
     from pipeline.study import load_study
 
     try:
@@ -162,7 +162,7 @@ def _check_mask(experiment: Experiment, split: str) -> None:
 
 def _tars(pool: Any, index: int) -> list[Path]:
     """All tars that the rows of an embeddings file may be in."""
-    from pipeline.sources import pool_groups
+    from pipeline.experiment.sources import pool_groups
 
     return list(pool.paths if pool.embeddings is not None else pool_groups(pool)[index])
 

@@ -72,7 +72,7 @@ def _number(word: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = parser().parse_intermixed_args(argv)
-    from pipeline.experiment import ExperimentError
+    from pipeline.experiment.load import ExperimentError
     from pipeline.study import load_study
 
     try:

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.training_options import model_arguments
+from pipeline.training.options import model_arguments
 from pipeline.weights import create_with_weights, find_checkpoint, nearest_name
 
 if TYPE_CHECKING:  # login nodes check names and must not wait for torch
@@ -267,14 +267,7 @@ def image_features(embedder: Embedder, images: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode(), _autocast(embedder):
         batch = images.to(device=embedder.device, dtype=dtype, non_blocking=True)
         features = embedder.model.encode_image(batch)  # type: ignore[operator]
-    rows, _ = unit_rows(features)
-    bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"{len(bad)} of {len(rows)} embeddings are not finite or zero, the first in row "
-            f"{bad[0]} of the batch (precision {embedder.precision!r})"
-        )
-    return rows
+    return _checked(embedder, features, "embeddings", lambda row: f"in row {row} of the batch")
 
 
 def text_features(embedder: Embedder, texts: Sequence[str]) -> torch.Tensor:
@@ -291,12 +284,19 @@ def text_features(embedder: Embedder, texts: Sequence[str]) -> torch.Tensor:
     with torch.inference_mode(), _autocast(embedder):
         tokens = embedder.tokenizer(list(texts)).to(embedder.device)
         features = embedder.model.encode_text(tokens)  # type: ignore[operator]
+    return _checked(embedder, features, "text embeddings", lambda row: f"of {texts[row]!r}")
+
+
+def _checked(
+    embedder: Embedder, features: torch.Tensor, noun: str, name: Callable[[int], str]
+) -> torch.Tensor:
+    """Rows of length one, or what is wrong with them; `name` says which one a row is."""
     rows, _ = unit_rows(features)
     bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"{len(bad)} of {len(rows)} text embeddings are not finite or zero, the first of "
-            f"{texts[bad[0]]!r} (precision {embedder.precision!r})"
+            f"{len(bad)} of {len(rows)} {noun} are not finite or zero, the first {name(bad[0])} "
+            f"(precision {embedder.precision!r})"
         )
     return rows
 

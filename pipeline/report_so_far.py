@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     arguments = parser().parse_intermixed_args(argv)
     from hpc.stage import OutputError
-    from pipeline.experiment import ExperimentError
+    from pipeline.experiment.load import ExperimentError
     from pipeline.study import load_study
 
     try:
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _make(experiment: object, folder: Path | None) -> int:
     from hpc.words import count
+    from pipeline.experiment.sections import Experiment
     from pipeline.layout import Layout
     from pipeline.report import build_report, program_facts, write_report
-    from pipeline.sections import Experiment
 
     assert isinstance(experiment, Experiment)
     run = Layout(experiment.run)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.experiment import load_experiment
+from pipeline.experiment.load import load_experiment
+from pipeline.experiment.sections import Experiment
 from pipeline.layout import Layout, find
-from pipeline.sections import Experiment
 
 
 def load_study(given: str, overrides: Sequence[str] = ()) -> Experiment:

@@ -22,8 +22,8 @@ from hpc.profile import CLUSTERS
 from hpc.words import count
 from pipeline.command_line import study_parser
 from pipeline.console import Log
+from pipeline.forecast.speeds import SPEEDS
 from pipeline.layout import Layout
-from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hpc.profile import ProfileError
     from hpc.slurm import SlurmError
     from hpc.submission import RunIsBusy
-    from pipeline.experiment import ExperimentError
+    from pipeline.experiment.load import ExperimentError
 
     try:
         signal.signal(signal.SIGTERM, _interrupt)
@@ -145,10 +145,10 @@ def _submit(arguments: argparse.Namespace) -> int:
     from hpc.plan import assess
     from hpc.profile import load_profile
     from hpc.submission import alone, check_processes, queued_tasks
-    from pipeline.experiment import load_experiment
-    from pipeline.global_batch import check_training
+    from pipeline.experiment.load import load_experiment
     from pipeline.layout import find
     from pipeline.stages import stages_of
+    from pipeline.training.global_batch import check_training
 
     if arguments.json and not arguments.dry_run:
         raise ValueError("--json tells what a submission would take: expected --dry-run with it")
@@ -169,7 +169,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         check_training(experiment.training, profile.resources("train"), profile.name)
     layout = Layout(experiment.run)
     if arguments.dry_run:
-        from pipeline.dry_run import DryRun
+        from pipeline.forecast.dry_run import DryRun
 
         assessed = assess(stages, Ledger(layout.run), thorough=arguments.verify)
         dry_run = DryRun(experiment, assessed, profile, partial(_plans, cluster))
@@ -300,7 +300,7 @@ class Submission:
     def _plan(self, todo: Mapping[str, Assessment], stages: Sequence[StagePlan]) -> Plan:
         from hpc.plan import make_plan
         from hpc.worker import code_version
-        from pipeline.experiment import to_values
+        from pipeline.experiment.load import to_values
 
         study = to_values(self.experiment)
         write_experiment(self.layout, study, self.source)
@@ -350,7 +350,7 @@ def _without_training(arguments: argparse.Namespace) -> str:
 
 def _only(experiment: Any, splits: Sequence[str]) -> Any:
     """The experiment with training on some splits only."""
-    from pipeline.experiment import ExperimentError
+    from pipeline.experiment.load import ExperimentError
 
     for name in splits:
         if name not in experiment.trained_splits:

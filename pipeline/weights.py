@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoints import CheckpointError, weights_of
-from pipeline.training_options import replaced
+from pipeline.training.options import replaced
 
 if TYPE_CHECKING:
     import torch

@@ -15,6 +15,14 @@ from tests.pipeline.small import SmallStudy
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 SLURM = "tests/slurm"
+LONGEST = (
+    SLURM,
+    "tests/pipeline/test_study.py",
+    "tests/pipeline/training/test_processes.py",
+    "tests/docs/test_commands.py",
+    "tests/pipeline/data/test_tars.py",
+    "tests/hpc/test_runs.py",
+)
 
 
 class _ByFile(LoadScopeScheduling):
@@ -31,8 +39,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slurm's tests, being longest, begin."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SLURM))
+    """The longest begin, so that no process ends long before the other."""
+    items.sort(key=lambda item: _rank(item.nodeid))
+
+
+def _rank(nodeid: str) -> int:
+    """The place of a test's file among the longest; all others come after."""
+    places = (place for place, name in enumerate(LONGEST) if nodeid.startswith(name))
+    return next(places, len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc.words import nearest
-from pipeline.data.tars import first_key, natural_order
+from pipeline.data.patterns import natural_order
+from pipeline.data.tars import first_key
 
 _DIGITS = re.compile(r"[0-9]+")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.stage import Progress
 from hpc.words import count, nearest
-from pipeline.data.tars import expand_files
+from pipeline.data.patterns import expand_files
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,7 +24,6 @@ BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's base_plus_ext
-_DIGITS = re.compile("([0-9]+)")
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's skip_meta
 _RECORD = 20 * BLOCK  # tar pads an archive with zeros to a whole record
 # Headers of neighbouring members often lie within one buffer, and a parallel file system's
@@ -290,65 +289,3 @@ def first_key(path: Path) -> str | None:
     """
     with path.open("rb", buffering=_HEADER_BUFFER) as file:
         return next((group.key for group in _groups(_Archive(file))), None)
-
-
-def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers within names as numbers: 2.tar before 10.tar."""
-    parts: list[str | int] = list(_DIGITS.split(name))
-    parts[1::2] = map(int, parts[1::2])
-    return parts, name
-
-
-def expand_shards(patterns: str | list[str]) -> list[Path]:
-    """Find the tars that patterns name; as `expand_files`, which has the errors."""
-    return expand_files(patterns, "shard")
-
-
-def expand_files(patterns: str | list[str], noun: str) -> list[Path]:
-    """Find the files that patterns name.
-
-    A pattern is a path, a glob (`*`, `?`, `[..]`), a brace expression (`{00000..00011}`,
-    `{a,b}`), or both. A path that exists is taken as it is, whatever characters it has. `noun`
-    is what errors call them.
-
-    Returns:
-        Each path once, in natural order: 2.tar before 10.tar.
-
-    Raises:
-        FileNotFoundError: if a pattern, or one of the paths in its braces, matches nothing.
-        ValueError: if the braces of a pattern are not balanced.
-    """
-    listings: dict[str, frozenset[str]] = {}  # strings here: a Path costs as much as a stat
-    names = [
-        name
-        for pattern in ([patterns] if isinstance(patterns, str) else patterns)
-        for name in _matches(pattern, listings, noun)
-    ]
-    return list(dict.fromkeys(map(Path, sorted(names, key=natural_order))))
-
-
-def _matches(pattern: str, listings: dict[str, frozenset[str]], noun: str) -> Iterator[str]:
-    from glob import glob
-
-    from braceexpand import braceexpand
-
-    if _exists(pattern, listings):
-        yield pattern
-        return
-    for name in braceexpand(pattern):
-        matches = [name] if _exists(name, listings) else glob(name)
-        if not matches:
-            part = "" if name == pattern else f" (part of {pattern!r})"
-            raise FileNotFoundError(f"no {noun} matches {name!r}{part}")
-        yield from matches
-
-
-def _exists(path: str, listings: dict[str, frozenset[str]]) -> bool:
-    """Like os.path.exists, but one listing per folder: metadata servers hate 41,408 stats."""
-    folder, name = os.path.split(path)
-    if folder not in listings:
-        try:
-            listings[folder] = frozenset(os.listdir(folder or "."))
-        except (FileNotFoundError, NotADirectoryError):
-            listings[folder] = frozenset()
-    return name in listings[folder]

@@ -26,6 +26,7 @@ from hpc.stage import Progress
 from pipeline.exports.identifiers import Identifiers, UidJob, decimal
 from pipeline.exports.selected import Part, Selected
 from pipeline.exports.sorting import DuplicateError, Sorter
+from pipeline.ordered import ordered
 
 Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T")
@@ -226,18 +227,11 @@ def _is_no_line(value: str) -> bool:
 
 def _side_by_side(work: Callable[[T], U], jobs: Sequence[T], workers: int) -> Iterator[U]:
     """Do jobs in several processes; results come in order, and few are held at a time."""
-    from collections import deque
-    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     if min(workers, len(jobs)) < 2:
         yield from map(work, jobs)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: deque[Future[U]] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(work, job))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from ordered(pool, work, jobs, workers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.artifacts import Array
-from pipeline.baselines import Baselines
+from pipeline.evaluation.baselines import Baselines
 from pipeline.report.results import Models, Results
 from pipeline.report.roles import Rule
 from pipeline.report.uncertainty import Estimate

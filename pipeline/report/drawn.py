@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.baselines import read_baselines
+from pipeline.evaluation.baselines import read_baselines
+from pipeline.experiment.sections import Experiment
 from pipeline.layout import Layout
 from pipeline.report.accuracy_figures import (
     Curve,
@@ -26,7 +27,6 @@ from pipeline.report.similarity_figures import (
 from pipeline.report.statistics import bin_scores, bin_width
 from pipeline.report.svg import Plot
 from pipeline.report.training_figures import draw_few_shot, draw_training
-from pipeline.sections import Experiment
 
 Drawn = Mapping[str, list[Plot]]
 """The figures of each kind; none where there are no data."""

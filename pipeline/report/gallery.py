@@ -17,11 +17,11 @@ from pathlib import Path
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.data.tars import Sample, index_shard, read_caption, read_span
+from pipeline.experiment.sections import Experiment
+from pipeline.experiment.sources import tars_of
 from pipeline.layout import POOL, REFERENCE, Layout
 from pipeline.report.similarity import Queries, Searched, column_of
 from pipeline.report.statistics import spread_over
-from pipeline.sections import Experiment
-from pipeline.sources import tars_of
 
 THUMBNAIL = 160
 """Pixels of the longer side, at most."""

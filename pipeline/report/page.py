@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.experiment.sections import Experiment
 from pipeline.layout import Layout
 from pipeline.report import words
 from pipeline.report.accounts import LISTED, read_accounts
@@ -20,7 +21,6 @@ from pipeline.report.statistics import ENOUGH_BINS, FEW
 from pipeline.report.svg import Plot
 from pipeline.report.tables import tables
 from pipeline.report.uncertainty import METHOD
-from pipeline.sections import Experiment
 
 if TYPE_CHECKING:
     from jinja2 import Environment

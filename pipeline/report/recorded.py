@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hpc.stage import OutputError
-from pipeline.curve import read_curve
 from pipeline.layout import Layout
 from pipeline.report.results import Results
 from pipeline.report.statistics import Score
+from pipeline.training.curve import read_curve
 
 _DRAWN = 300
 """Points of a training's curve that are drawn, at most."""

@@ -13,11 +13,11 @@ import numpy as np
 from hpc.stage import OutputError
 from pipeline import artifacts
 from pipeline.artifacts import Array, Artifact
+from pipeline.experiment.sections import Experiment
 from pipeline.layout import POOL, Layout
 from pipeline.report.roles import Roles, rule_of
 from pipeline.report.statistics import Score
 from pipeline.report.uncertainty import Estimate, estimate
-from pipeline.sections import Experiment
 
 _BLOCK_ROWS = 4096
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.split_section import DEFINITIONS, Split
+from pipeline.experiment.splits import DEFINITIONS, Split
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hpc.stage import Stage
 
 if TYPE_CHECKING:
-    from pipeline.sections import Experiment
+    from pipeline.experiment.sections import Experiment
 
 NAMES = (
     "embed",
@@ -30,7 +30,7 @@ NAMES = (
 
 def build_stages(study: Mapping[str, Any]) -> list[Stage]:
     """Make the stages of a resolved experiment, as a plan carries it."""
-    from pipeline.experiment import from_values
+    from pipeline.experiment.load import from_values
 
     return stages_of(from_values(study))
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
-from pipeline.deduplication import on_gpu, rows_of
+from pipeline.experiment.sections import Dedup, Pool, Similarity
+from pipeline.experiment.sources import pool_groups
 from pipeline.layout import POOL, Layout
-from pipeline.sections import Dedup, Pool, Similarity
-from pipeline.sources import pool_groups
+from pipeline.selection.deduplication import on_gpu, rows_of
 
 
 @dataclass(frozen=True)

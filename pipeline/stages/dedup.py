@@ -15,11 +15,11 @@ import numpy as np
 
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
-from pipeline.deduplication import Members, gathered, members_of, rows_of
+from pipeline.experiment.sections import Dedup as Section
+from pipeline.experiment.sections import Pool, Similarity
+from pipeline.experiment.sources import pool_groups
 from pipeline.layout import POOL, Layout
-from pipeline.sections import Dedup as Section
-from pipeline.sections import Pool, Similarity
-from pipeline.sources import pool_groups
+from pipeline.selection.deduplication import Members, gathered, members_of, rows_of
 
 _SHARE_OF_MEMORY = 0.25
 """Of the job's, for embeddings that are compared; a larger cluster is read from a scratch file."""

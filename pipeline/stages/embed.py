@@ -16,9 +16,8 @@ import numpy as np
 
 from hpc.stage import Context, Recipe, Task
 from pipeline import artifacts
-from pipeline.layout import POOL, REFERENCE, Layout
-from pipeline.sections import Embedder, ImageSet, Pool, ReferenceSet, TestSet
-from pipeline.sources import (
+from pipeline.experiment.sections import Embedder, ImageSet, Pool, ReferenceSet, TestSet
+from pipeline.experiment.sources import (
     classes_in,
     file_identity,
     folder_identity,
@@ -30,6 +29,7 @@ from pipeline.sources import (
     shard_identity,
     weights_identity,
 )
+from pipeline.layout import POOL, REFERENCE, Layout
 
 if TYPE_CHECKING:
     from pipeline.data.loader import Source

@@ -10,16 +10,16 @@ from typing import Any
 
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
-from pipeline.layout import Layout
-from pipeline.sections import Evaluation, TestSet, Training
-from pipeline.sources import classes_in, folder_identity
-from pipeline.zero_shot import (
+from pipeline.evaluation.zero_shot import (
     Evaluated,
     benchmark_path,
     check_results,
     classify,
     write_results,
 )
+from pipeline.experiment.sections import Evaluation, TestSet, Training
+from pipeline.experiment.sources import classes_in, folder_identity
+from pipeline.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
 from pipeline.data.folders import Image, list_images
+from pipeline.experiment.probes import FewShot
+from pipeline.experiment.sections import Evaluation, ImageSet, ReferenceSet, TestSet, Training
+from pipeline.experiment.sources import classes_in, folder_identity
 from pipeline.layout import PROBE_TRAINING, Layout
-from pipeline.probe_sections import FewShot
-from pipeline.sections import Evaluation, ImageSet, ReferenceSet, TestSet, Training
-from pipeline.sources import classes_in, folder_identity
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Features:
             ValueError: more than `max_bad_fraction` of the images can't be used, or all.
         """
         from pipeline.data.loader import Source, load_images
+        from pipeline.evaluation.zero_shot import check_usable
         from pipeline.models import image_features, job_device, load_embedder
-        from pipeline.zero_shot import check_usable
 
         split, seed, name = _parts(task.name)
         images = self._sets()[name]

@@ -10,14 +10,15 @@ import numpy as np
 
 from hpc.files import write_json
 from hpc.stage import Context, Recipe, Task, reference
-from pipeline import artifacts, definitions
+from pipeline import artifacts
+from pipeline.experiment.sections import Pool
+from pipeline.experiment.sources import pool_groups
+from pipeline.experiment.splits import Split
 from pipeline.layout import POOL, Layout
-from pipeline.pool_files import PoolFiles, in_threads
-from pipeline.sections import Pool
-from pipeline.selection import Selection
-from pipeline.sources import pool_groups
-from pipeline.split_section import Split
-from pipeline.split_statistics import per_query, split_statistics
+from pipeline.selection import definitions
+from pipeline.selection.pool_files import PoolFiles, in_threads
+from pipeline.selection.rows import Selection
+from pipeline.selection.statistics import per_query, split_statistics
 
 _STATISTICS = "statistics/"
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from hpc.files import write_json
 from hpc.stage import Context, Recipe, Task, reference
-from pipeline import artifacts, probing
+from pipeline import artifacts
 from pipeline.data.classes import ClassList, matching_labels
+from pipeline.evaluation import probing
+from pipeline.experiment.sections import Evaluation, TestSet, Training
 from pipeline.layout import PROBE_TRAINING, Layout
-from pipeline.sections import Evaluation, TestSet, Training
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 
 from hpc.stage import Context, Recipe, Task, reference
 from pipeline import artifacts
+from pipeline.experiment.sections import ReferenceSet, Similarity, TestSet
+from pipeline.experiment.sources import classes_in, label_ranges
 from pipeline.layout import REFERENCE, Layout
-from pipeline.sections import ReferenceSet, Similarity, TestSet
-from pipeline.sources import classes_in, label_ranges
 
 if TYPE_CHECKING:
     import kernels

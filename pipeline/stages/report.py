@@ -8,9 +8,9 @@ from typing import Any
 from hpc.stage import Context, OutputError, Recipe, Task, reference
 from hpc.words import count
 from pipeline import artifacts
+from pipeline.experiment.sections import Experiment
+from pipeline.experiment.sources import file_identity, pool_groups
 from pipeline.layout import POOL, Layout
-from pipeline.sections import Experiment
-from pipeline.sources import file_identity, pool_groups
 
 
 @dataclass(frozen=True)

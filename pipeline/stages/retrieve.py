@@ -11,12 +11,13 @@ import numpy as np
 
 from hpc.files import write_json
 from hpc.stage import Context, Recipe, Task, reference
-from pipeline import artifacts, retrieval
+from pipeline import artifacts
 from pipeline.data.tars import Sample, index_shard, read_caption
+from pipeline.evaluation import retrieval
+from pipeline.experiment.probes import Retrieval
+from pipeline.experiment.sections import Evaluation, Training
+from pipeline.experiment.sources import file_identity
 from pipeline.layout import Layout
-from pipeline.probe_sections import Retrieval
-from pipeline.sections import Evaluation, Training
-from pipeline.sources import file_identity
 
 if TYPE_CHECKING:
     from pipeline.models import Embedder

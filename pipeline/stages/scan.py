@@ -11,9 +11,9 @@ import numpy as np
 
 from hpc.stage import Context, Counts, Recipe, Rest, Task, reference
 from pipeline import artifacts
+from pipeline.experiment.sections import Pool, Similarity
+from pipeline.experiment.sources import pool_groups
 from pipeline.layout import POOL, Layout
-from pipeline.sections import Pool, Similarity
-from pipeline.sources import pool_groups
 
 
 @dataclass(frozen=True)

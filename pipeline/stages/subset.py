@@ -11,14 +11,15 @@ from typing import Any
 
 from hpc.files import atomic_folder, write_json
 from hpc.stage import Context, OutputError, Recipe, Task, reference
-from pipeline import artifacts, shards, stream
+from pipeline import artifacts
 from pipeline.data.rewriting import joined
-from pipeline.kept import KeptSamples
+from pipeline.experiment.sections import Pool, ReferenceSet, Training
+from pipeline.experiment.sources import classes_in, label_ranges, pool_groups
 from pipeline.layout import POOL, REFERENCE, SIZES, Layout
-from pipeline.plus_reference import ReferenceSamples, name_of
-from pipeline.rewrite import TarFolder, share
-from pipeline.sections import Pool, ReferenceSet, Training
-from pipeline.sources import classes_in, label_ranges, pool_groups
+from pipeline.subsets import shards, stream
+from pipeline.subsets.kept import KeptSamples
+from pipeline.subsets.plus_reference import ReferenceSamples, name_of
+from pipeline.subsets.rewrite import TarFolder, share
 
 _Made = tuple[shards.Record, int]
 """What a task made, and how many bytes it wrote."""

@@ -11,16 +11,18 @@ from typing import Any
 
 from hpc.files import atomic_folder, read_json, write_json
 from hpc.stage import Context, OutputError, Recipe, Task, reference
-from pipeline import artifacts, curve, shards
-from pipeline.global_batch import batch_of
+from pipeline import artifacts
+from pipeline.experiment.sections import Pool, ReferenceSet, Training
+from pipeline.experiment.sources import classes_in, label_ranges, model_identity, pool_groups
 from pipeline.layout import Layout
-from pipeline.plus_reference import name_of
-from pipeline.schedule import Schedule
-from pipeline.sections import Pool, ReferenceSet, Training
-from pipeline.sources import classes_in, label_ranges, model_identity, pool_groups
-from pipeline.training import schedule_in, train
-from pipeline.training_checkpoints import link_or_copy
-from pipeline.training_processes import place
+from pipeline.subsets import shards
+from pipeline.subsets.plus_reference import name_of
+from pipeline.training import curve
+from pipeline.training.checkpoints import link_or_copy
+from pipeline.training.global_batch import batch_of
+from pipeline.training.processes import place
+from pipeline.training.schedule import Schedule
+from pipeline.training.train import schedule_in, train
 
 RECORD = "training.json"
 TRACKED = ("tensorboard", "wandb")

@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from hpc.profile import load_profile
-from pipeline.sections import Experiment
-from pipeline.speeds import SPEEDS
+from pipeline.experiment.sections import Experiment
+from pipeline.forecast.speeds import SPEEDS
 from pipeline.stages import NAMES
 from tests.docs.pages import PAGES, examples
 

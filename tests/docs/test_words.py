@@ -11,9 +11,9 @@ import pytest
 
 from hpc.profile import SlurmOptions
 from hpc.stage import Resources
-from pipeline.experiment import Experiment
-from pipeline.section_types import Section
-from pipeline.speeds import SPEEDS
+from pipeline.experiment.fields import Section
+from pipeline.experiment.sections import Experiment
+from pipeline.forecast.speeds import SPEEDS
 from pipeline.stages import NAMES
 from tests.docs.pages import PAGES, ROOT, text_of
 

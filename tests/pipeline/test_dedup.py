@@ -13,9 +13,10 @@ import pytest
 
 import kernels
 from hpc.stage import Context, OutputError, Resources, Stage
-from pipeline import artifacts, deduplication
+from pipeline import artifacts
+from pipeline.experiment.sections import Dedup, Pool, Similarity
 from pipeline.layout import POOL, Layout
-from pipeline.sections import Dedup, Pool, Similarity
+from pipeline.selection import deduplication
 from pipeline.stages import assign, cluster, dedup
 
 pytest.importorskip("faiss")

@@ -16,9 +16,9 @@ from hpc.profile import Container, SlurmOptions, load_profile
 from hpc.room import Room
 from hpc.stage import DistributedStage, Resources
 from pipeline import doctor, installed
-from pipeline.experiment import load_experiment
+from pipeline.experiment.load import load_experiment
+from pipeline.forecast.speeds import SPEEDS
 from pipeline.layout import shipped
-from pipeline.speeds import SPEEDS
 from pipeline.stages import NAMES, stages_of
 from tests.pipeline import small
 from tests.pipeline.small import SmallStudy

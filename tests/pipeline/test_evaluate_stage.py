@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 
 from hpc.stage import Context, OutputError, Resources, Task
 from pipeline import artifacts
-from pipeline.experiment import load_experiment
+from pipeline.experiment.load import load_experiment
+from pipeline.experiment.sections import TestSet
 from pipeline.layout import Layout
-from pipeline.sections import TestSet
 from pipeline.stages.evaluate import Evaluate
 from tests.pipeline import small
 from tests.pipeline.small import SmallStudy

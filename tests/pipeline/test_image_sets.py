@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from hpc.stage import Context, Resources, Task
 from pipeline import artifacts
 from pipeline.data.classes import built_in
-from pipeline.experiment import load_experiment
+from pipeline.experiment.load import load_experiment
+from pipeline.experiment.sections import TestSet
 from pipeline.layout import Layout
-from pipeline.sections import TestSet
 from pipeline.stages.embed import Embed
 from tests.pipeline import small
 from tests.pipeline.small import SmallStudy

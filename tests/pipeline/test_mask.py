@@ -14,11 +14,11 @@ import pytest
 from hpc.files import read_json
 from hpc.stage import Context, OutputError, Resources
 from pipeline import artifacts
+from pipeline.experiment.sections import Pool
+from pipeline.experiment.splits import Split
 from pipeline.layout import Layout
-from pipeline.pool_files import PoolFiles
-from pipeline.sections import Pool
-from pipeline.split_section import Split
-from pipeline.split_statistics import per_query
+from pipeline.selection.pool_files import PoolFiles
+from pipeline.selection.statistics import per_query
 from pipeline.stages.mask import Mask
 
 TESTS = ["a", "b", "c"]

@@ -18,7 +18,7 @@ import yaml
 from hpc.files import read_json
 from hpc.stage import Context, Resources
 from pipeline import artifacts, submit
-from pipeline.experiment import ExperimentError, load_experiment
+from pipeline.experiment.load import ExperimentError, load_experiment
 from pipeline.layout import POOL, Layout
 from pipeline.stages.embed import Embed
 from tests.pipeline import small

@@ -26,6 +26,9 @@ from pipeline.layout import Layout
 from tests.pipeline import small
 from tests.pipeline.small import SmallStudy
 
+INLINE = ("--cluster", "inline")
+"""One process instead of one a job: quicker, where it is not the jobs that are looked at."""
+
 
 @pytest.fixture(scope="module")
 def finished(finished_study: SmallStudy) -> SmallStudy:
@@ -68,7 +71,7 @@ def test_the_folder_shows_the_flow(finished: SmallStudy) -> None:
 def test_a_stage_uses_only_stages_before_it_and_writes_only_its_own_folder(
     finished: SmallStudy,
 ) -> None:
-    from pipeline.experiment import load_experiment
+    from pipeline.experiment.load import load_experiment
     from pipeline.stages import NAMES, stages_of
 
     stages = stages_of(load_experiment(Layout(finished.run).experiment))
@@ -90,7 +93,7 @@ def test_deduplication_runs_and_follows_its_settings(study: SmallStudy) -> None:
     shown = study.simgap("status", str(study.experiment)).stdout
     assert not re.search(r"^ *dedup ", shown, flags=re.M)
     assert _to_run(study, *words) == {"cluster": 1, "assign": 3, "dedup": 2}
-    study.submit(*words, "dedup.threshold=0.99")
+    study.submit(*INLINE, *words, "dedup.threshold=0.99")
     assert _to_run(study, *words, "dedup.threshold=0.99") == {}
     counts = [study.markers()[f"dedup/0000{index}"]["counts"] for index in range(2)]
     assert sum(count["rows"] for count in counts) == 72
@@ -268,7 +271,7 @@ def test_one_damaged_embeddings_file(study: SmallStudy, damage: str) -> None:
     assert _to_run(study) == {
         "embed": 1, "scan": 1, "mask": 8, "subset": 9, "train": 3, "evaluate": 6, "report": 1,
     }  # fmt: skip
-    study.submit()
+    study.submit(*INLINE)
     ran = {name for name, marker in study.markers().items() if marker != markers[name]}
     # It came out bit for bit the same, so nobody has to train again.
     assert ran == {"embed/pool/00001"}
@@ -302,7 +305,7 @@ def test_one_more_test_set_leaves_the_other_splits_alone(study: SmallStudy) -> N
     assert _to_run(study, "tests.more={images: more}") == {
         "embed": 1, "reference": 1, "scan": 3, "mask": 4, "evaluate": 3, "report": 1,
     }  # fmt: skip
-    study.submit("tests.more={images: more}", "--until", "mask")
+    study.submit(*INLINE, "tests.more={images: more}", "--until", "mask")
     ran = {name for name, marker in study.markers().items() if marker != markers.get(name)}
     masks = {name for name in ran if name.startswith("mask/")}
     assert masks == {f"mask/statistics/{split}" for split in _masks(study)}
@@ -346,7 +349,7 @@ def spoilt(tmp_path: Path) -> SmallStudy:
 
 
 def test_bad_samples_are_skipped_counted_and_listed(spoilt: SmallStudy) -> None:
-    spoilt.submit()
+    spoilt.submit(*INLINE)
     run = Layout(spoilt.run)
     files = [artifacts.read(run.embeddings("pool", i), artifacts.EMBEDDINGS) for i in range(5)]
     listed = dict(
@@ -380,7 +383,7 @@ def test_bad_samples_are_skipped_counted_and_listed(spoilt: SmallStudy) -> None:
 
 
 def test_too_many_bad_samples_fail_their_task_and_nothing_else(spoilt: SmallStudy) -> None:
-    done = spoilt.simgap("submit", str(spoilt.experiment), "pool.max_bad_fraction=0.05")
+    done = spoilt.simgap("submit", str(spoilt.experiment), *INLINE, "pool.max_bad_fraction=0.05")
     assert done.returncode == 1
     assert "embed pool/00000: ValueError: pool/00000: 4 of 24 images can't be used" in done.stdout
     assert "more than max_bad_fraction = 0.05 allows" in done.stdout
@@ -391,7 +394,7 @@ def test_too_many_bad_samples_fail_their_task_and_nothing_else(spoilt: SmallStud
     assert "mask/full" not in markers
     status = spoilt.simgap("status", str(spoilt.experiment), "pool.max_bad_fraction=0.05").stdout
     assert "embed pool/00000: ValueError" in status
-    spoilt.submit("--until", "mask")  # as the experiment says: half of them may be bad
+    spoilt.submit(*INLINE, "--until", "mask")  # as the experiment says: half of them may be bad
 
 
 @pytest.mark.parametrize("victim", ["command", "jobs"])
@@ -401,7 +404,7 @@ def test_kill_9_at_any_moment_gives_the_same_masks(
     """Killed again and again, a little later each time, until it gets through."""
     study = small.make(tmp_path / "killed")
     command = [sys.executable, "-m", "pipeline.submit", str(study.experiment), "--until", "mask"]
-    for delay in np.arange(1.0, 30.0, 1.7):
+    for delay in np.arange(1.0, 30.0, 2.5):
         process = subprocess.Popen(command, cwd=study.folder, stdout=subprocess.DEVNULL)
         time.sleep(delay)
         if process.poll() is not None:
@@ -423,7 +426,7 @@ def _offspring(pid: int) -> list[int]:
 
 def test_inline_gives_the_same_masks(finished: SmallStudy, tmp_path: Path) -> None:
     study = small.make(tmp_path)
-    study.submit("--cluster", "inline", "--until", "mask")
+    study.submit(*INLINE, "--until", "mask")
     assert _masks(study) == _masks(finished)
 
 
@@ -503,11 +506,11 @@ def test_one_submission_repairs_everything_after_an_input_came_out_different(
         image.write_bytes(small.jpeg("sketch", 2, 1))
     masks = _masks(study)
     Layout(study.run).embeddings("reference", 0).unlink()
-    study.submit("--until", "embed")
+    study.submit(*INLINE, "--until", "embed")
     printed = study.submit("--dry-run")
     assert "was made again and came out different" in printed
     assert _to_run(study)["train"] == 2  # all but full
-    study.submit("--until", "mask")
+    study.submit(*INLINE, "--until", "mask")
     assert _masks(study) != masks
     assert _to_run(study, "--until", "mask") == {}
     _check_masks(study)
@@ -542,7 +545,7 @@ def test_the_pool_may_move(study: SmallStudy) -> None:
 
 def test_a_shard_that_changes_after_it_was_embedded_is_not_copied(study: SmallStudy) -> None:
     from hpc.stage import Context, Resources
-    from pipeline.experiment import load_experiment
+    from pipeline.experiment.load import load_experiment
     from pipeline.stages.subset import Subset
 
     experiment = load_experiment(Layout(study.run).experiment, [f"runs={study.folder / 'runs'}"])
@@ -556,6 +559,6 @@ def test_a_shard_that_changes_after_it_was_embedded_is_not_copied(study: SmallSt
 
 
 def test_a_split_that_keeps_nothing_says_so(study: SmallStudy) -> None:
-    done = study.simgap("submit", str(study.experiment), "tests.sketch.threshold=-1")
+    done = study.simgap("submit", str(study.experiment), *INLINE, "tests.sketch.threshold=-1")
     assert done.returncode == 1
     assert "the split sketch-pruned keeps no image" in done.stdout

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.checkpoints import CodeError, UnreadableError
 from pipeline.models import Embedder, encode_images, load_embedder, register_model
-from pipeline.training_options import model_arguments
+from pipeline.training.options import model_arguments
 from pipeline.weights import OtherModelError
 
 MODEL = {

@@ -40,7 +40,7 @@ def train_embedder(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing of this model is on the hub
     import torch
 
-    from pipeline.training import train
+    from pipeline.training.train import train
 
     checkpoint = train(
         model=str(root / MODEL),

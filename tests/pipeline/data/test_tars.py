@@ -22,7 +22,6 @@ from pipeline.data.tars import (
     IMAGE_SUFFIXES,
     Sample,
     ShardIndex,
-    expand_shards,
     index_shard,
     read_caption,
     read_span,
@@ -326,41 +325,6 @@ def test_a_copied_subset_keeps_every_file_of_its_samples(tmp_path: Path) -> None
 
 
 # Patterns
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    for name in ("2.tar", "10.tar", "1.tar", "a{1}.tar", "b[0].tar", "b0.tar", "00007.tar"):
-        (tmp_path / name).touch()
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("1.tar", ["1.tar"]),
-        ("[0-9]*.tar", ["1.tar", "2.tar", "00007.tar", "10.tar"]),
-        ("{1..2}.tar", ["1.tar", "2.tar"]),
-        ("{00007,10}.tar", ["00007.tar", "10.tar"]),
-        ("{1,b}?.tar", ["10.tar", "b0.tar"]),
-        ("a{1}.tar", ["a{1}.tar"]),
-        ("b[0].tar", ["b[0].tar"]),
-        (["2.tar", "?.tar"], ["1.tar", "2.tar"]),
-    ],
-)
-def test_patterns(shards: Path, pattern: str | list[str], expected: list[str]) -> None:
-    if isinstance(pattern, list):
-        found = expand_shards([f"{shards}/{one}" for one in pattern])
-    else:
-        found = expand_shards(f"{shards}/{pattern}")
-    assert found == [shards / name for name in expected]
-
-
-@pytest.mark.parametrize("pattern", ["3.tar", "x*.tar", "{1..3}.tar", "no/{1,2}.tar", "1.tar/2"])
-def test_a_pattern_without_match_is_named(shards: Path, pattern: str) -> None:
-    with pytest.raises(FileNotFoundError) as error:
-        expand_shards([f"{shards}/1.tar", f"{shards}/{pattern}"])
-    assert pattern in str(error.value)
 
 
 def test_no_torch_is_imported() -> None:

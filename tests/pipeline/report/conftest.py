@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 
 from pipeline import artifacts
 from pipeline.artifacts import Array, encode_text
-from pipeline.experiment import from_values
+from pipeline.experiment.load import from_values
+from pipeline.experiment.sections import Experiment
 from pipeline.layout import POOL, REFERENCE, Layout
-from pipeline.sections import Experiment
 from tests.pipeline.small import write_tar
 
 CLASSES = {"ids": ["n01", "n02", "n03"], "names": ["star", "Gürkchen", "fish & chips"]}

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from hpc.stage import OutputError
-from pipeline.baselines import read_baselines
-from pipeline.curve import Point
+from pipeline.evaluation.baselines import read_baselines
+from pipeline.experiment.splits import Split
 from pipeline.report import Page, build_report
 from pipeline.report.comparisons import _line, logit
 from pipeline.report.recorded import training_curves
 from pipeline.report.results import read_results
 from pipeline.report.roles import Roles, rule_of
 from pipeline.report.words import DASH
-from pipeline.split_section import Split
+from pipeline.training.curve import Point
 from tests.pipeline.report.conftest import Study
 from tests.pipeline.report.parsed import Element, parse
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hpc.stage import Context, OutputError, Resources
-from pipeline.experiment import to_values
+from pipeline.experiment.load import to_values
 from pipeline.report_so_far import main
 from pipeline.stages.report import Report
 from tests.pipeline.report.conftest import Study

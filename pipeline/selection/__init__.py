@@ -1,0 +1,1 @@
+"""Which pool images a split keeps."""

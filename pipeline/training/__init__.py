@@ -1,0 +1,1 @@
+"""CLIP training by open_clip_train: guarded, resumable, followed."""
