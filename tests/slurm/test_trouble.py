@@ -122,9 +122,10 @@ def test_a_job_that_is_told_to_stop_goes_on_later(slurm_study: SlurmStudy, how: 
         slurm.call("scontrol", "update", "PartitionName=preemptible", f"GraceTime={seconds}")
         slurm_study.settings |= {"partition": "preemptible"}
     if how == "time limit":
-        slurm_study.settings |= {"minutes": 1, "signal_seconds": 55}
+        slurm_study.settings |= {"minutes": 1, "signal_seconds": 45}
     jobs = slurm_study.to_slurm()
-    slurm_study.wait(_started(slurm_study))
+    if how != "time limit":  # which comes by itself, however soon the task has started
+        slurm_study.wait(_started(slurm_study))
     if how == "USR2":
         slurm.call("scancel", "--signal=USR2", jobs["write"])
     if how in ("preemption", "grace"):
