@@ -206,7 +206,11 @@ def _arrays(jobs: Sequence[str]) -> Iterator[str]:
 
 
 def watch(
-    stage: str, digests: Mapping[str, str], ledger: Ledger, since: float = 0.0
+    stage: str,
+    digests: Mapping[str, str],
+    ledger: Ledger,
+    since: float,
+    finished: dict[str, float],
 ) -> StageStatus:
     """Count the tasks of a stage while it runs, from markers and attempts alone (cheap).
 
@@ -215,18 +219,28 @@ def watch(
         digests: today's digest of each task.
         ledger: the run's markers and attempts.
         since: when the stage's first job started; older attempts don't count.
+        finished: seconds of each task that has been seen to finish since then, which is not looked
+            at again; those that are new are added.
     """
     status = StageStatus(stage, total=len(digests))
     for task, digest in digests.items():
+        if task in finished:
+            status.done += 1
+            continue
         attempt = ledger.attempt(stage, task)
         if attempt is None:
-            status.done += ledger.marker_path(stage, task, digest).exists()
+            marker = ledger.marker(stage, task, digest)
+            status.done += marker is not None
+            if marker and marker.started >= since:
+                finished[task] = marker.seconds
         elif attempt.get("digest") != digest or attempt["started"] < since:
             continue  # of an earlier submission
         elif attempt["state"] == "failed":
             status.failed[task] = attempt
         else:
             status.running.append(attempt)
+    if finished:
+        status.mean_seconds = sum(finished.values()) / len(finished)
     status.missing = status.total - status.done - len(status.failed) - len(status.running)
     return status
 

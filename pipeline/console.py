@@ -65,6 +65,7 @@ class StageReporter:
     def stage_starts(self, stage: StagePlan, tasks: Sequence[str]) -> None:
         """Show the stage."""
         self._started = self._said = time.time()
+        self._finished: dict[str, float] = {}
         entries = self._plan.tasks
         self._digests = {task: entries[f"{stage.stage}/{task}"]["digest"] for task in tasks}
         at_once = min(stage.at_once, len(stage.elements))
@@ -82,7 +83,7 @@ class StageReporter:
         if now - self._looked < 1:
             return
         self._looked = now
-        status = watch(stage.stage, self._digests, self._ledger, self._started)
+        status = watch(stage.stage, self._digests, self._ledger, self._started, self._finished)
         words = _in_words(status, now, stage.at_once)
         if self._live:
             completed = status.fraction * status.total

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hpc.ledger import Ledger
-from hpc.status import LOST, StageStatus, survey
+from hpc.status import LOST, StageStatus, survey, watch
 from hpc.words import clock
 from tests.hpc.conftest import Study
 
@@ -82,3 +82,25 @@ def test_hours_count_each_attempt_with_what_its_own_job_had(study: Study) -> Non
     write, _ = survey(study.assess(), ledger, ["write", "join"], {}, 9.0)
     assert write.hours("gpus", 9.0)[0] == pytest.approx(1.0)
     assert write.hours("cpus", 9.0)[0] == pytest.approx(5.0, abs=0.01)
+
+
+def test_watching_goes_by_finished_tasks_when_others_have_hardly_begun(study: Study) -> None:
+    study.submit()
+    digests = {i.task.name: i.digest for i in study.assess().values() if i.stage == "write"}
+    ledger = Ledger(study.run)
+    for letter in "ab":
+        marker = ledger.marker("write", f"letters/{letter}", digests[f"letters/{letter}"])
+        assert marker is not None
+        ledger.write_marker("write", replace(marker, started=50.0, seconds=20.0))
+    ledger.marker_path("write", "letters/c", digests["letters/c"]).unlink()
+    running = {"state": "running", "digest": digests["letters/c"], **_attempt(1, 1000, 70.0)}
+    ledger.write_attempt("write", "letters/c", running)
+    finished: dict[str, float] = {}
+    for _ in range(2):
+        status = watch("write", digests, ledger, 50.0, finished)
+        assert (status.done, len(status.running), status.missing) == (2, 1, 0)
+        assert status.seconds_left(now=80.0) == pytest.approx(20, rel=0.01)
+    assert set(finished) == {"letters/a", "letters/b"}
+    assert (
+        watch("write", digests, ledger, 60.0, {}).mean_seconds is None
+    )  # of an earlier submission
