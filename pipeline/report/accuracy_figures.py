@@ -31,6 +31,7 @@ ESTIMATE = ("value", "low", "high", "images_low", "images_high", "seeds_low", "s
 _MARKERS = {"full": "o", "near": "v", "control": "s", "far": "^"}
 _DASHES = {"full": "-", "near": "-", "control": (0, (4, 2)), "far": (0, (1, 1))}
 _PERCENTS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
+_KINDS = {"full": "other", "near": "near-pruned", "control": "random", "far": "far-pruned"}
 _NAMED = 6
 """More points than this are not named in the drawing."""
 
@@ -291,14 +292,17 @@ def draw_robustness(found: Robustness, roles: dict[str, str]) -> Plot:
             x, y = (logit(np.array(side)) for side in zip(*found.baselines.values(), strict=True))
             label = f"{len(x)} baseline models"
             axes.scatter(x, y, s=14, color=MUTED, alpha=0.6, linewidths=0, label=label)
+        named = len(found.models) <= _NAMED
         for split, pair in found.models.items():
-            _draw_model(axes, split, pair, roles.get(split, "full"), len(found.models) <= _NAMED)
+            _draw_model(axes, split, pair, roles.get(split, "full"), named)
         _draw_lines(axes, found)
         _logit_ticks(axes)
         axes.set(xlabel=f"accuracy on {found.standard}, %", ylabel=f"accuracy on {found.test}, %")
         axes.grid(axis="x")
-        if found.baselines:
-            axes.legend(loc="lower right", fontsize=8)
+        if found.baselines or not named:
+            handles, labels = axes.get_legend_handles_labels()
+            once = dict(zip(labels, handles, strict=True))  # one of each kind of split
+            figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=2)
         return finish(
             figure,
             name,
@@ -330,7 +334,9 @@ def _robust_rows(found: Robustness) -> list[tuple[Value, ...]]:
 
 
 def _about_line(found: Robustness) -> str:
-    axes = "Both axes are logit scales; bars are intervals; dashed: equal accuracy."
+    axes = (
+        "Both axes are logit scales; bars are intervals, some end outside; dashed: equal accuracy."
+    )
     if found.line is None:
         return f"{axes} No baseline models are given, so there is no line to be above or below."
     above = [
@@ -354,18 +360,23 @@ def _draw_model(
     axes.errorbar(
         x, y, xerr=np.maximum(bars[0], 0), yerr=np.maximum(bars[1], 0),
         color=ROLES[role], marker=_MARKERS[role], markersize=6, elinewidth=1, linestyle="none",
+        label="" if named else _KINDS[role],
     )  # fmt: skip
     if named:
         axes.annotate(split, (x, y), (5, 5), textcoords="offset points", fontsize=7.5)
 
 
 def _draw_lines(axes: Axes, found: Robustness) -> None:
-    """Equal accuracy, and the baselines' line, within the limits of the marks."""
-    limits = axes.get_xlim(), axes.get_ylim()
+    """Equal accuracy and the baselines' line; then the marks fill the drawing.
+
+    An interval that ends at 100% has no end on a logit scale.
+    """
     axes.axline((0, 0), slope=1, color=GRID, linewidth=1.2, linestyle="--")
     if found.line:
         axes.axline((0, found.line[1]), slope=found.line[0], color=MUTED, linewidth=1.2)
-    axes.set(xlim=limits[0], ylim=limits[1])
+    pairs = [(x.value, y.value) for x, y in found.models.values()]
+    x, y = (logit(np.array(side)) for side in zip(*pairs, *found.baselines.values(), strict=True))
+    axes.set(xlim=(x.min() - 0.8, x.max() + 0.8), ylim=(y.min() - 0.8, y.max() + 0.8))
 
 
 def _logit_ticks(axes: Axes) -> None:

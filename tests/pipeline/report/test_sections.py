@@ -17,10 +17,12 @@ from hpc.stage import OutputError
 from pipeline.evaluation.baselines import read_baselines
 from pipeline.experiment.splits import Split
 from pipeline.report import Page, build_report
-from pipeline.report.comparisons import _line, logit
+from pipeline.report.accuracy_figures import draw_robustness
+from pipeline.report.comparisons import Robustness, _line, logit
 from pipeline.report.recorded import training_curves
 from pipeline.report.results import read_results
 from pipeline.report.roles import Roles, rule_of
+from pipeline.report.uncertainty import estimate
 from pipeline.report.words import DASH
 from pipeline.training.curve import Point
 from tests.pipeline.report.conftest import Study
@@ -138,6 +140,16 @@ def test_effective_robustness_is_the_distance_from_the_line(study: Study, made: 
     assert float(full["above_line"]) == pytest.approx(float(full["sketch_value"]) - expected)
     assert rows["a"]["kind"] == "baseline"
     assert study.experiment.standard_test == "photo"  # there is no val
+
+
+def test_many_models_are_told_apart_by_kind() -> None:
+    some = estimate(np.array([[1.0, 0, 1, 1]]))
+    for models, told in ((3, False), (8, True)):
+        named = {f"split-{number}": (some, some) for number in range(models)}
+        found = Robustness("sketch", "val", named, {}, None)
+        words = draw_robustness(found, {"split-1": "near", "split-2": "far"}).inline
+        assert ("far-pruned" in words) == told
+        assert ("split-2" in words) != told
 
 
 def test_two_baseline_models_make_no_line() -> None:
