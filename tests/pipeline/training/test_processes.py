@@ -23,13 +23,12 @@ from open_clip_train.scheduler import cosine_lr
 from hpc.distributed import Leader, Place, follow, slurm_place, torch_environment
 from hpc.files import read_json, write_text
 from hpc.stage import Context, DistributedStage, Resources
-from pipeline.data.world.__main__ import main as draw_world
 from pipeline.experiment.sections import Pool, ReferenceSet, Training
 from pipeline.layout import Layout
 from pipeline.stages.train import Train
 from pipeline.subsets.shards import Shard
 from pipeline.training.options import replaced
-from tests.pipeline.training.test_train import load, run
+from tests.pipeline.training.test_train import draw_shards, load, run
 
 STEPS: dict[str, Any] = {
     "batch-size": 4,  # four steps an epoch
@@ -43,10 +42,7 @@ PATIENCE = 240
 @pytest.fixture(scope="module")
 def four_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A world with a shard for each of four processes."""
-    root = tmp_path_factory.mktemp("training") / "four"
-    sizes = ["--pool", "160", "--per-shard", "40", "--reference-per-class", "1"]
-    assert draw_world([str(root), *sizes, "--test-per-class", "1", "--no-embedder"]) == 0
-    return root
+    return draw_shards(tmp_path_factory.mktemp("training") / "four", 4)
 
 
 def work_together(world: Path, folder: Path, trainings: dict[str, dict[str, Any]]) -> None:

@@ -32,8 +32,12 @@ STEPS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("training") / "world"
-    sizes = ["--pool", "80", "--per-shard", "40", "--reference-per-class", "1"]
+    return draw_shards(tmp_path_factory.mktemp("training") / "world", 2)
+
+
+def draw_shards(root: Path, shards: int) -> Path:
+    """A world with as many shards of 40 samples, and hardly anything else."""
+    sizes = ["--pool", f"{40 * shards}", "--per-shard", "40", "--reference-per-class", "1"]
     assert draw_world([str(root), *sizes, "--test-per-class", "1", "--no-embedder"]) == 0
     return root
 
