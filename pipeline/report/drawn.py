@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.evaluation.baselines import read_baselines
 from pipeline.experiment.sections import Experiment
@@ -15,7 +15,7 @@ from pipeline.report.accuracy_figures import (
     draw_robustness,
 )
 from pipeline.report.comparisons import matrix, pruning_curves, robustness
-from pipeline.report.recorded import by_test, probes, training_curves
+from pipeline.report.recorded import Probe, by_test, training_curves
 from pipeline.report.results import Models, Results
 from pipeline.report.similarity import Searched
 from pipeline.report.similarity_figures import (
@@ -33,7 +33,12 @@ Drawn = Mapping[str, list[Plot]]
 
 
 def draw_all(
-    experiment: Experiment, run: Layout, results: Results, models: Models, searched: Searched
+    experiment: Experiment,
+    run: Layout,
+    results: Results,
+    models: Models,
+    searched: Searched,
+    probed: Sequence[Probe],
 ) -> Drawn:
     """Draw what there is.
 
@@ -54,7 +59,7 @@ def draw_all(
         "similarity": [draw_similarities(one, limits) for one in queries],
         "against": [draw_against(one) for one in queries],
         "density": [draw_density(one) for one in queries],
-        "few_shot": _few_shot(experiment, run, results),
+        "few_shot": _few_shot(results, probed),
         "training": [draw_training(curves)] if curves else [],
     }
 
@@ -93,7 +98,7 @@ def _roles(results: Results) -> dict[str, str]:
     return roles
 
 
-def _few_shot(experiment: Experiment, run: Layout, results: Results) -> list[Plot]:
+def _few_shot(results: Results, probed: Sequence[Probe]) -> list[Plot]:
     return [
         draw_few_shot(
             test,
@@ -101,5 +106,5 @@ def _few_shot(experiment: Experiment, run: Layout, results: Results) -> list[Plo
             {name: split.scores[test] for name, split in results.splits.items()
              if test in split.scores},
         )
-        for test, found in by_test(probes(run, results, experiment.probed_tests))
+        for test, found in by_test(probed)
     ]  # fmt: skip

@@ -84,12 +84,13 @@ def build_report(experiment: Experiment, run: Layout, provenance: Mapping[str, o
     searched = read_searched(run, list(results.tests), results.pool_files)
     accounts = read_accounts(run, results, searched.reference_files)
     models = Models(run, results, {name: one.keys for name, one in searched.queries.items()})
-    drawn = draw_all(experiment, run, results, models, searched)
+    probed = probes(run, results, experiment.probed_tests)
+    drawn = draw_all(experiment, run, results, models, searched, probed)
     origins = read_origins(run)
     found: dict[str, Any] = {
         "results": results,
         "models": models,
-        "probes": probes(run, results, experiment.probed_tests),
+        "probes": probed,
         "retrievals": retrievals(run, results, experiment.retrieval_sets),
         "overlaps": overlaps(run, results),
     }
